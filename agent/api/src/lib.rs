@@ -1,0 +1,34 @@
+//! What the shim and the guest's agent say to each other: one ttrpc service over the stream the agent opens at its
+//! start, and one stream for each stdio descriptor.
+//!
+//! ```text
+//!   shim                                   agent (guest, CID 3)
+//!    ◄──────── vsock host:1024 ───────────── dials once: "I am ready"
+//!    ─── Configure, CreateContainer, … ────► the same stream carries ttrpc, the agent is the server
+//!    ──────── vsock guest:1025 ────────────► one per stdio descriptor: header, ack, bytes (stdio.md)
+//! ```
+//!
+//! The guest accepts connections from the host alone, and the host accepts one from the guest: nothing that runs in a
+//! container can reach either side.
+
+mod stream;
+
+/// Messages and service, generated from `protos/agent.proto`.
+#[allow(clippy::all, clippy::undocumented_unsafe_blocks, clippy::unwrap_used, unreachable_pub, missing_docs)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/modules.rs"));
+}
+
+pub use generated::{agent, agent_ttrpc};
+pub use stream::{Ack, HeaderError, MAX_HEADER, decode_header, encode_header};
+
+/// The host's vsock port that the agent dials at its start.
+pub const AGENT_PORT: u32 = 1024;
+/// The guest's vsock port for stdio streams.
+pub const STDIO_PORT: u32 = 1025;
+/// The guest's vsock context id. The VMM ends vsock in user space, so all guests may share it.
+pub const GUEST_CID: u32 = 3;
+/// The tag of the virtio-fs device.
+pub const SHARED_TAG: &str = "lazaret";
+/// Where the agent mounts it. `<container-id>/rootfs` and `<container-id>/mounts/<n>` are below.
+pub const SHARED_ROOT: &str = "/run/lazaret/shared";

@@ -1,0 +1,76 @@
+//! The cgroup v2 tree: `/lazaret/<container id>`, made and removed by crun, looked into by the agent.
+
+use crate::paths::{CGROUP_PARENT, CGROUP_ROOT};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Makes the containers' parent and hands every controller down to it and to its children.
+///
+/// # Errors
+/// Of the file system.
+pub(crate) fn enable_controllers() -> io::Result<()> {
+    let root = PathBuf::from(CGROUP_ROOT);
+    let parent = root.join(CGROUP_PARENT.trim_start_matches('/'));
+    fs::create_dir_all(&parent)?;
+    for cgroup in [&root, &parent] {
+        let controllers = fs::read_to_string(cgroup.join("cgroup.controllers"))?;
+        let enable: Vec<String> = controllers.split_whitespace().map(|name| format!("+{name}")).collect();
+        fs::write(cgroup.join("cgroup.subtree_control"), enable.join(" "))?;
+    }
+    Ok(())
+}
+
+/// A container's cgroup.
+#[derive(Debug, Clone)]
+pub(crate) struct Cgroup(PathBuf);
+
+impl Cgroup {
+    pub(crate) fn of(container: &str) -> Self {
+        Self(Path::new(CGROUP_ROOT).join(CGROUP_PARENT.trim_start_matches('/')).join(container))
+    }
+
+    /// Every process in it and below, by the guest's pids. One that is gone has none.
+    pub(crate) fn pids(&self) -> Vec<libc::pid_t> {
+        let mut pids = Vec::new();
+        let mut open = vec![self.0.clone()];
+        while let Some(cgroup) = open.pop() {
+            let procs = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+            pids.extend(procs.lines().filter_map(|line| line.parse::<libc::pid_t>().ok()));
+            open.extend(children(&cgroup));
+        }
+        pids.sort_unstable();
+        pids
+    }
+
+    /// Removes what is left of it, cgroups that the container has made below it first.
+    ///
+    /// # Errors
+    /// Of the file system, when a process is still in it.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        remove_tree(&self.0)
+    }
+}
+
+fn children(cgroup: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir())).map(|entry| entry.path()).collect()
+}
+
+/// A container nests cgroups as deep as the kernel lets it, so this does not recurse on the stack.
+fn remove_tree(root: &Path) -> io::Result<()> {
+    let mut found = vec![root.to_path_buf()];
+    let mut next = 0;
+    while let Some(cgroup) = found.get(next) {
+        let below = children(cgroup);
+        found.extend(below);
+        next += 1;
+    }
+    for cgroup in found.iter().rev() {
+        match fs::remove_dir(cgroup) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}

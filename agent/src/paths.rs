@@ -1,0 +1,12 @@
+//! Where the agent keeps its own files in the guest. `/run` is a tmpfs; nothing here is inside a container.
+
+/// Root's alone: bundles, console sockets, crun's logs, one directory per container.
+pub(crate) const CONTAINERS: &str = "/run/lazaret/containers";
+/// crun's state.
+pub(crate) const CRUN_ROOT: &str = "/run/crun";
+/// The guest's crun.
+pub(crate) const CRUN: &str = "/usr/bin/crun";
+/// The one cgroup hierarchy.
+pub(crate) const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+/// The cgroup whose children are the containers', relative to [`CGROUP_ROOT`].
+pub(crate) const CGROUP_PARENT: &str = "/lazaret";

@@ -1,0 +1,146 @@
+//! The RPCs: parse, have it done, answer.
+//!
+//! ttrpc drops a handler's future when its client goes away or its deadline passes. So whatever changes something runs
+//! in a task of its own, which ends its work in any case.
+
+use crate::container::Containers;
+use crate::power::Power;
+use crate::rpc::RpcError;
+use crate::{host_facts, shared};
+use async_trait::async_trait;
+use lazaret_agent_api::agent::{
+    ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateExecRequest, Empty, ListPidsResponse,
+    ProcessRequest, ProcessResponse, ResizeTerminalRequest, SignalProcessRequest, WaitProcessResponse,
+};
+use lazaret_agent_api::agent_ttrpc::Agent;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use ttrpc::asynchronous::TtrpcContext;
+
+type Answer<T> = ttrpc::Result<T>;
+
+pub(crate) struct AgentService {
+    containers: Arc<Containers>,
+    power: Arc<Power>,
+    configured: AtomicBool,
+}
+
+impl AgentService {
+    pub(crate) fn new(containers: Arc<Containers>, power: Arc<Power>) -> Self {
+        Self { containers, power, configured: AtomicBool::new(false) }
+    }
+
+    fn configure_once(&self, request: &ConfigureRequest) -> Result<(), RpcError> {
+        if self.configured.swap(true, Ordering::Relaxed) {
+            return Err(RpcError::FailedPrecondition("the guest is configured already".to_owned()));
+        }
+        host_facts::set_clock(request.realtime_ns)
+            .map_err(|errno| RpcError::InvalidArgument(format!("cannot set the clock: {errno}")))?;
+        host_facts::add_entropy(&request.entropy)
+            .map_err(|error| RpcError::Internal(format!("cannot add entropy: {error}")))?;
+        if request.hostname.is_empty() {
+            return Ok(());
+        }
+        nix::unistd::sethostname(&request.hostname).map_err(|errno| {
+            RpcError::InvalidArgument(format!("cannot set the host name {:?}: {errno}", request.hostname))
+        })
+    }
+}
+
+/// Runs what must not stop half-way.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, RpcError>> + Send + 'static,
+) -> Answer<T> {
+    let lost = |error| RpcError::Internal(format!("the agent has failed: {error}"));
+    Ok(tokio::spawn(work).await.map_err(lost)??)
+}
+
+#[async_trait]
+impl Agent for AgentService {
+    async fn configure(&self, _: &TtrpcContext, request: ConfigureRequest) -> Answer<Empty> {
+        self.configure_once(&request)?;
+        Ok(Empty::new())
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: CreateContainerRequest,
+    ) -> Answer<ProcessResponse> {
+        let containers = self.containers.clone();
+        let pid = to_its_end(async move { containers.create(request).await }).await?;
+        Ok(ProcessResponse { pid: pid.unsigned_abs(), ..Default::default() })
+    }
+
+    async fn create_exec(&self, _: &TtrpcContext, request: CreateExecRequest) -> Answer<Empty> {
+        self.containers.create_exec(request)?;
+        Ok(Empty::new())
+    }
+
+    async fn start_process(&self, _: &TtrpcContext, request: ProcessRequest) -> Answer<ProcessResponse> {
+        let containers = self.containers.clone();
+        let start = async move { containers.start(&request.container_id, &request.exec_id).await };
+        let pid = to_its_end(start).await?;
+        Ok(ProcessResponse { pid: pid.unsigned_abs(), ..Default::default() })
+    }
+
+    async fn wait_process(&self, _: &TtrpcContext, request: ProcessRequest) -> Answer<WaitProcessResponse> {
+        let process = self.containers.process(&request.container_id, &request.exec_id)?;
+        let exit = process.wait().await;
+        Ok(WaitProcessResponse { exit_status: exit.status, exited_at_ns: exit.at_ns, ..Default::default() })
+    }
+
+    async fn signal_process(&self, _: &TtrpcContext, request: SignalProcessRequest) -> Answer<Empty> {
+        let container = self.containers.get(&request.container_id)?;
+        container.signal(&request.exec_id, request.signal, request.all)?;
+        Ok(Empty::new())
+    }
+
+    async fn resize_terminal(&self, _: &TtrpcContext, request: ResizeTerminalRequest) -> Answer<Empty> {
+        let characters = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+        let process = self.containers.process(&request.container_id, &request.exec_id)?;
+        process.resize(characters(request.width), characters(request.height))?;
+        Ok(Empty::new())
+    }
+
+    async fn delete_process(&self, _: &TtrpcContext, request: ProcessRequest) -> Answer<Empty> {
+        let containers = self.containers.clone();
+        to_its_end(async move {
+            containers.delete(&request.container_id, &request.exec_id).await?;
+            if request.exec_id.is_empty() {
+                let internal =
+                    |error| RpcError::Internal(format!("container {}: {error}", request.container_id));
+                shared::sync().await.map_err(internal)?;
+            }
+            Ok(Empty::new())
+        })
+        .await
+    }
+
+    async fn list_pids(&self, _: &TtrpcContext, request: ContainerRequest) -> Answer<ListPidsResponse> {
+        let pids = self.containers.get(&request.container_id)?.pids();
+        let pids = pids.into_iter().map(libc::pid_t::unsigned_abs).collect();
+        Ok(ListPidsResponse { pids, ..Default::default() })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> Answer<Empty> {
+        let (containers, power) = (self.containers.clone(), self.power.clone());
+        to_its_end(async move {
+            containers.end().await;
+            let synced = shared::sync().await;
+            // It ends in any case; that something was not written back, the host should know.
+            power.shut_down_after_answer();
+            synced.map_err(|error| RpcError::Internal(error.to_string()))?;
+            if let Err(errno) = shared::unmount() {
+                log::warn!("cannot unmount the shared tree: {errno}");
+            }
+            Ok(Empty::new())
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+#[path = "service_test.rs"]
+mod tests;

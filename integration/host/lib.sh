@@ -1,0 +1,154 @@
+# shellcheck shell=bash
+# What the scripts of the test host share: where things are, booting, reaching and stopping an instance.
+
+host_dir=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
+top=$(readlink -f -- "$host_dir/../..")
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/lazaret
+instances=${XDG_RUNTIME_DIR:-${TMPDIR:-/tmp}}/lazaret-host-$(id -u)
+
+die() {
+    echo "test host: $*" >&2
+    exit 1
+}
+
+# alive DIR: is the QEMU of this instance running?
+alive() {
+    local pid
+    pid=$(cat "$1/pid" 2>/dev/null) && grep -qF -- "$1/console.log" "/proc/$pid/cmdline" 2>/dev/null
+}
+
+# instance NAME: its folder, or the end
+instance() {
+    local dir=$instances/$1
+    alive "$dir" || die "no instance '$1' is up (start it with integration/host/up --name $1)"
+    echo "$dir"
+}
+
+# boot DIR IMAGE SHARE PERSISTENCE OPTIONS…: boots IMAGE with its files in DIR, and returns when it is ready.
+# SHARE: a folder for /mnt/share, or nothing. PERSISTENCE: snapshot (the disk is left as it was) or write.
+# OPTIONS are words for guest/init. QEMU goes when the calling script goes, unless host_stays is set.
+boot() {
+    local dir=$1 image=$2 share=$3 persistence=$4
+    shift 4
+    mkdir -p "$dir/stage/root"
+    install -m755 "$host_dir/guest/init" "$host_dir/guest/dockerd" "$dir/stage/"
+    # The folder is the key: whoever may read it is root in the test host.
+    chmod 700 "$instances" "$dir"
+    rm -f "$dir/key" "$dir/key.pub"
+    ssh-keygen -q -t ed25519 -N '' -C lazaret-test-host -f "$dir/key"
+    cp "$dir/key" "$dir/key.pub" "$dir/stage/"
+    echo "$*" >"$dir/stage/options"
+
+    local drive=(file="$image/disk.img" if=none id=root format=raw cache=unsafe discard=unmap)
+    [ "$persistence" = write ] || drive+=(snapshot=on)
+    # shellcheck disable=SC2054 # the commas are QEMU's
+    local qemu=("$image/qemu/ld-linux-x86-64.so.2" --library-path "$image/qemu" "$image/qemu/qemu-system-x86_64" -L "$image/qemu"
+        -nodefaults -no-user-config -display none -no-reboot
+        -M q35 -accel "tcg,thread=multi,tb-size=${LAZARET_HOST_TB:-1024}" -cpu max,+svm,+npt
+        -smp "${LAZARET_HOST_CPUS:-2}" -m "${LAZARET_HOST_MEMORY:-6144}"
+        -kernel "$image/vmlinux" -initrd "$image/initrd" -append 'console=ttyS0 quiet panic=-1 mitigations=off'
+        -serial "file:$dir/console.log" -chardev stdio,id=ready,signal=off -serial chardev:ready
+        -device virtio-rng-pci
+        -drive "$(IFS=,; echo "${drive[*]}")" -device virtio-blk-pci,drive=root
+        -fsdev "local,id=build,path=$dir/stage,security_model=none,readonly=on,multidevs=remap"
+        -device virtio-9p-pci,fsdev=build,mount_tag=build)
+    [ -z "$share" ] || qemu+=(
+        -fsdev "local,id=share,path=$(readlink -f -- "$share"),security_model=none,multidevs=remap"
+        -device virtio-9p-pci,fsdev=share,mount_tag=share)
+    local launch=(setpriv --pdeathsig KILL)
+    [ -z "${host_stays-}" ] || launch=(setsid)
+
+    local port word
+    rm -f "$dir/ready"
+    mkfifo "$dir/ready"
+    for _ in 1 2 3 4 5; do
+        # Nobody hands out free ports: take one, and another one if it was taken.
+        port=$((20000 + RANDOM % 12000))
+        "${launch[@]}" "${qemu[@]}" -netdev "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:$port-:22" \
+            -device virtio-net-pci,netdev=net,romfile= </dev/null >"$dir/ready" 2>"$dir/qemu.log" &
+        echo $! >"$dir/pid"
+        word=
+        # The guest writes one line, or QEMU goes and this is the end of the file.
+        read -r -t "${LAZARET_HOST_BOOT_SECONDS:-180}" word <"$dir/ready" || true
+        grep -q 'host forwarding' "$dir/qemu.log" || break
+    done
+    if [ "$word" != ready ]; then
+        tail -n 15 "$dir/console.log" "$dir/qemu.log" >&2 || true
+        stop "$dir"
+        die "it did not boot (${word:-no answer}); above are the last lines of its console and of QEMU"
+    fi
+
+    echo "[127.0.0.1]:$port $(cut -d' ' -f1,2 "$dir/key.pub")" >"$dir/known_hosts"
+    cat >"$dir/ssh_config" <<-EOF
+	Host *
+	  HostName 127.0.0.1
+	  Port $port
+	  User root
+	  IdentityFile $dir/key
+	  IdentitiesOnly yes
+	  UserKnownHostsFile $dir/known_hosts
+	  StrictHostKeyChecking yes
+	  KexAlgorithms curve25519-sha256
+	  Ciphers aes128-gcm@openssh.com
+	  ConnectTimeout 60
+	  ControlPath $dir/ssh
+	  ServerAliveInterval 30
+	  ServerAliveCountMax 6
+	  EscapeChar none
+	  LogLevel ERROR
+	EOF
+    # One connection is made here and serves every command after it, so that a command starts at once.
+    ssh -F "$dir/ssh_config" -o ControlMaster=yes -o ControlPersist=yes -n -f -N host >/dev/null 2>"$dir/ssh.log" ||
+        { cat "$dir/ssh.log" >&2; stop "$dir"; die "it booted, but does not let ssh in"; }
+}
+
+# stop DIR: ends the instance; nothing it wrote to its disk is kept
+stop() {
+    local pid
+    [ ! -S "$1/ssh" ] || ssh -F "$1/ssh_config" -O exit host 2>/dev/null || true
+    if alive "$1"; then
+        pid=$(cat "$1/pid")
+        kill "$pid" 2>/dev/null || true
+        tail --pid="$pid" -s 0.1 -f /dev/null
+    fi
+    rm -f "$1/pid" "$1/ready" "$1/key"
+}
+
+# run_in DIR COMMAND…: runs it as root in the instance. One word is a shell line; several are a command and its arguments.
+run_in() {
+    local dir=$1 line status=0 terminal=-T
+    shift
+    if [ $# -eq 1 ]; then line=$1; else line=$(printf '%q ' "$@"); fi
+    if [ $# -eq 0 ]; then line='exec bash -l'; fi
+    if [ -t 0 ] && [ -t 1 ]; then terminal=-t; fi
+    # With a last line of its own the shell lives to say 128+n for a signal, which ssh could not.
+    ssh -F "$dir/ssh_config" $terminal host "$line"$'\n''exit $?' || status=$?
+    if [ $status = 255 ] && ! alive "$dir"; then
+        tail -n 15 "$dir/console.log" >&2
+        echo "test host: it went away under the command; above are the last lines of its console" >&2
+    fi
+    return $status
+}
+
+# stage_build DIR: lays this build out in the instance's folder, as `make install` does; the guest sees it at once.
+stage_build() {
+    local target=${LAZARET_TARGET_DIR:-$top/target}
+    local bin=$target/x86_64-unknown-linux-gnu/release guest=$target/guest
+    if [ -e "$bin/containerd-shim-lazaret-v2" ] && [ -e "$guest/base.erofs" ]; then
+        make -s -C "$top" install DESTDIR="$1/stage/root" bin="$bin" guest="$guest"
+        # Twenty guests that boot at once on two emulated processors take their time.
+        install -D -m644 /dev/stdin "$1/stage/root/etc/lazaret/config.toml" <<<'boot_timeout_s = 600'
+    else
+        mkdir -p "$1/stage/root"
+        echo "test host: no build in $target (make makes it): this host comes without lazaret" >&2
+    fi
+}
+
+# debootstrap_tree SUITE TREE LOG: a minimal Debian, from the mirror this machine has it from; on another distribution, debootstrap's own.
+debootstrap_tree() {
+    local mirror
+    # shellcheck disable=SC2016 # the format is apt's to expand
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' 2>/dev/null | head -n1)
+    debootstrap --variant=minbase --include=attr --keyring=/usr/share/keyrings/debian-archive-keyring.gpg \
+        "$1" "$2" ${mirror:+"$mirror"} >"$3" 2>&1
+}

@@ -1,0 +1,210 @@
+//! Bad input gives the user of `ctr` one line that says what is wrong, a code, and leaves nothing behind.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use lazaret_integration::command;
+use lazaret_integration::container::Container;
+use lazaret_integration::leftovers::Snapshot;
+use lazaret_integration::spec::Spec;
+use lazaret_integration::{alone, beside_others, is_lazaret};
+
+const KERNEL: &str = "/usr/local/share/lazaret/vmlinux";
+const ROOT: &str = "/usr/local/share/lazaret/base.erofs";
+const CONFIG: &str = "/etc/lazaret/config.toml";
+const KVM: &str = "/dev/kvm";
+
+/// Fails to start, and says why in one line that holds each of `expected`.
+#[track_caller]
+fn refused(container: &Container, args: &[&str], expected: &[&str]) {
+    let run = container.run(args);
+    assert_eq!(run.code, 1, "{run}");
+    assert_eq!(run.out(), "", "nothing ran");
+    assert_eq!(run.err().trim().lines().count(), 1, "one line: {run}");
+    for text in expected {
+        assert!(run.err().contains(text), "{text:?} in {run}");
+    }
+}
+
+/// A file of the host put aside, and put back at the end.
+struct Aside {
+    path: PathBuf,
+    kept: Option<PathBuf>,
+}
+
+impl Aside {
+    fn put(path: &str) -> Self {
+        let path = PathBuf::from(path);
+        let kept = path.with_extension("put-aside");
+        let kept = fs::rename(&path, &kept).is_ok().then_some(kept);
+        Self { path, kept }
+    }
+
+    /// Puts other content into its place.
+    fn replace(path: &str, content: &[u8]) -> Self {
+        let aside = Self::put(path);
+        fs::create_dir_all(aside.path.parent().expect("an absolute path")).expect("a folder");
+        fs::write(&aside.path, content).expect("a file");
+        aside
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+        if let Some(kept) = &self.kept {
+            fs::rename(kept, &self.path).expect("it goes back to where it was");
+        }
+    }
+}
+
+/// `true` must be refused with this file as it is now, and run again when it is back.
+#[track_caller]
+fn refused_without(aside: impl FnOnce() -> Aside, name: &str, expected: &[&str]) {
+    if !is_lazaret() {
+        return;
+    }
+    let _host = alone();
+    let before = Snapshot::take();
+    let aside = aside();
+    refused(&Container::new(name), &["true"], expected);
+    drop(aside);
+    before.assert_nothing_new();
+}
+
+/// The first half of a file of the host.
+fn half(path: &str) -> Vec<u8> {
+    let whole = fs::read(Path::new(path)).expect("it is installed");
+    whole[..whole.len() / 2].to_vec()
+}
+
+#[test]
+fn a_missing_kernel_is_named() {
+    refused_without(|| Aside::put(KERNEL), "no-kernel", &[KERNEL, "No such file"]);
+}
+
+#[test]
+fn a_truncated_kernel_is_named() {
+    refused_without(|| Aside::replace(KERNEL, &half(KERNEL)), "half-kernel", &[KERNEL]);
+}
+
+#[test]
+fn a_kernel_that_is_none_is_named() {
+    refused_without(|| Aside::replace(KERNEL, b"no kernel at all"), "false-kernel", &[KERNEL]);
+}
+
+#[test]
+fn a_missing_root_is_named() {
+    refused_without(|| Aside::put(ROOT), "no-root", &[ROOT, "No such file"]);
+}
+
+#[test]
+fn a_truncated_root_does_not_hang() {
+    refused_without(|| Aside::replace(ROOT, &half(ROOT)[..4096]), "half-root", &[ROOT]);
+}
+
+#[test]
+fn an_absent_kvm_is_named() {
+    refused_without(|| Aside::put(KVM), "no-kvm", &[KVM]);
+}
+
+#[test]
+fn a_kvm_that_is_no_kvm_is_named() {
+    refused_without(|| Aside::replace(KVM, b""), "false-kvm", &[KVM]);
+}
+
+#[test]
+fn an_unknown_configuration_key_is_named() {
+    refused_without(|| Aside::replace(CONFIG, b"no-such-key = 1\n"), "false-key", &[CONFIG, "no-such-key"]);
+}
+
+#[test]
+fn a_configuration_that_is_no_toml_is_named() {
+    refused_without(|| Aside::replace(CONFIG, b"= = =\n"), "false-toml", &[CONFIG]);
+}
+
+#[test]
+fn absurd_sizes_are_refused_by_name() {
+    if !is_lazaret() {
+        return;
+    }
+    let _host = beside_others();
+    let absurd = [
+        ("vcpus", "0"),
+        ("vcpus", "-1"),
+        ("vcpus", "4096"),
+        ("vcpus", "two"),
+        ("memory", "0"),
+        ("memory", "lots"),
+        ("memory", "1"),
+    ];
+    for (key, value) in absurd {
+        let annotation = format!("io.lazaret.vm.{key}");
+        let container = Container::new("absurd").flags(&["--annotation", &format!("{annotation}={value}")]);
+        refused(&container, &["true"], &[&annotation, value]);
+    }
+}
+
+#[test]
+fn more_memory_than_the_host_can_give_is_refused() {
+    if !is_lazaret() {
+        return;
+    }
+    let _host = beside_others();
+    let container =
+        Container::new("no-memory").flags(&["--annotation", "io.lazaret.vm.memory=1000000000000000000"]);
+    refused(&container, &["true"], &["memory"]);
+}
+
+#[test]
+fn a_root_that_cannot_be_mounted_is_refused() {
+    let _host = beside_others();
+    let mut spec = Spec::busybox(&["true"]);
+    spec.json["root"]["path"] = "/var/tmp/no-such-root".into();
+    let container = Container::new("no-rootfs").config(&spec.write());
+    refused(&container, &[], &["no-such-root"]);
+}
+
+#[test]
+fn a_bind_of_what_is_not_there_is_refused() {
+    let _host = beside_others();
+    let container = Container::new("no-bind")
+        .flags(&["--mount", "type=bind,src=/no/such/source,dst=/bound,options=rbind:ro"]);
+    refused(&container, &["true"], &["/no/such/source"]);
+}
+
+#[test]
+fn a_working_directory_that_is_a_file_is_refused() {
+    let _host = beside_others();
+    let container = Container::new("cwd").flags(&["--cwd", "/bin/busybox"]);
+    refused(&container, &["true"], &["/bin/busybox"]);
+}
+
+#[test]
+fn a_shim_without_a_bundle_says_so_and_leaves_nothing() {
+    if !is_lazaret() {
+        return;
+    }
+    let _host = alone();
+    let before = Snapshot::take();
+    let folder = std::env::temp_dir().join("lazaret-test-no-bundle");
+    fs::create_dir_all(&folder).expect("a folder");
+    let mut shim = Command::new("containerd-shim-lazaret-v2");
+    shim.args([
+        "-namespace",
+        "default",
+        "-address",
+        "/run/containerd/containerd.sock",
+        "-id",
+        "no-bundle",
+        "start",
+    ]);
+    shim.current_dir(&folder).env("TTRPC_ADDRESS", "/run/containerd/containerd.sock.ttrpc");
+    let run = command::run(shim);
+    assert_ne!(run.code, 0, "{run}");
+    assert!(run.err().contains("config.json"), "{run}");
+    assert_eq!(run.err().trim().lines().count(), 1, "{run}");
+    fs::remove_dir_all(&folder).expect("it is ours");
+    before.assert_nothing_new();
+}

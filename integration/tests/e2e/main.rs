@@ -1,0 +1,14 @@
+//! The end-to-end tests, one module a theme, one test a promise. They run in the test host: `integration/test`.
+//!
+//! Modules named in `integration/test` as every suite's also run on the containerd of Debian bookworm and sid.
+
+mod bad_input;
+mod faults;
+mod isolation;
+mod lifecycle;
+mod many_at_once;
+mod run_and_exit_codes;
+mod snapshot;
+mod spec_parity;
+mod stdio;
+mod terminal;

@@ -1,0 +1,105 @@
+//! `lazaret`: what an operator wants to know of this host and its sandboxes. It reads, and changes nothing.
+//!
+//! ```text
+//!   lazaret doctor    lazaret-vmm --probe, guest files, containerd   what is missing, and what to do
+//!   lazaret ps        /run/lazaret/*/*/state.json                    the sandboxes
+//!   lazaret logs ID   /run/lazaret/*/ID/console.log                  guest kernel and agent
+//! ```
+
+use clap::{Parser, Subcommand};
+use lazaret_shim::config::Config;
+use lazaret_shim::operator::{doctor, sandboxes};
+use lazaret_shim::{info, state::STATE_ROOT};
+use serde::Serialize;
+use std::error::Error;
+use std::io::{self, ErrorKind, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Looks after lazaret, the containerd runtime that gives every sandbox a microVM of its own.
+#[derive(Debug, Parser)]
+#[command(name = "lazaret", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Checks whether this host can run sandboxes; ends with status 1 if it cannot.
+    Doctor {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lists the sandboxes of this host.
+    Ps {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prints what a sandbox's kernel and agent wrote to their console.
+    Logs {
+        /// The sandbox's id, or an unmistakable beginning of it.
+        id: String,
+        /// containerd's namespace, where the id alone is not enough.
+        #[arg(short, long)]
+        namespace: Option<String>,
+    },
+    /// Prints the configuration in force, each key with its meaning.
+    Config {
+        /// Print the defaults instead.
+        #[arg(long)]
+        default: bool,
+    },
+    /// Prints lazaret's version.
+    Version,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(status) => status,
+        Err(error) => {
+            // A reader that has seen enough, as in `lazaret logs ID | head`, is no failure.
+            let closed = error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe);
+            if !closed {
+                eprintln!("lazaret: {error}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
+    let root = Path::new(STATE_ROOT);
+    let mut out = io::stdout().lock();
+    match command {
+        Command::Doctor { json } => {
+            let checks = doctor::examine();
+            let text = if json { to_json(&checks)? } else { doctor::render(&checks) };
+            out.write_all(text.as_bytes())?;
+            if checks.iter().any(|check| check.verdict == doctor::Verdict::Bad) {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Ps { json } => {
+            let found = sandboxes::list(root);
+            let text = if json { to_json(&found)? } else { sandboxes::render(&found) };
+            out.write_all(text.as_bytes())?;
+        }
+        Command::Logs { id, namespace } => {
+            let sandbox = sandboxes::find(root, namespace.as_deref(), &id)?;
+            out.write_all(&sandboxes::console(&sandbox)?)?;
+        }
+        Command::Config { default } => {
+            let config = if default { Config::default() } else { Config::load(None)? };
+            out.write_all(config.describe().as_bytes())?;
+        }
+        Command::Version => writeln!(out, "lazaret {}", info::VERSION)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn to_json<T: Serialize>(value: &[T]) -> serde_json::Result<String> {
+    Ok(serde_json::to_string_pretty(value)? + "\n")
+}

@@ -1,0 +1,134 @@
+//! `config.toml`: few keys, each with a default, so that an absent file is a good configuration.
+
+use serde::Deserialize;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+/// Where the configuration is, unless the environment or the runtime's options say otherwise.
+pub const CONFIG_PATH: &str = "/etc/lazaret/config.toml";
+/// The environment's variable that names another file.
+pub const CONFIG_VARIABLE: &str = "LAZARET_CONFIG";
+
+/// The configuration; [`Config::describe`] prints it with its explanations.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub kernel: PathBuf,
+    pub base_image: PathBuf,
+    pub vmm: PathBuf,
+    pub vcpus: u32,
+    pub memory_mib: u64,
+    pub boot_timeout_s: u64,
+    pub kernel_args: String,
+}
+
+/// Every key with its meaning, in the order of the struct; a test holds the two together.
+const KEYS: [(&str, &str); 7] = [
+    ("kernel", "The guest's kernel, an uncompressed vmlinux."),
+    ("base_image", "The guest's root file system, read only and shared by all guests."),
+    ("vmm", "The virtual machine monitor; when empty, `lazaret-vmm` beside the shim's binary, then in PATH."),
+    ("vcpus", "vCPUs of a sandbox whose spec has no CPU limit and no io.lazaret.vm.vcpus annotation."),
+    (
+        "memory_mib",
+        "Guest memory in MiB of a sandbox with no memory limit and no io.lazaret.vm.memory annotation. \
+         A ceiling, not a reservation.",
+    ),
+    ("boot_timeout_s", "How long a guest may take until its agent answers, in seconds."),
+    ("kernel_args", "Words added to the guest kernel's command line."),
+];
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            kernel: "/usr/local/share/lazaret/vmlinux".into(),
+            base_image: "/usr/local/share/lazaret/base.erofs".into(),
+            vmm: PathBuf::new(),
+            vcpus: 1,
+            memory_mib: 1024,
+            boot_timeout_s: 60,
+            kernel_args: String::new(),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {}: {source}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{}: {message}", path.display())]
+    Parse { path: PathBuf, message: String },
+    #[error("{}: {key} must not be 0", path.display())]
+    Zero { path: PathBuf, key: &'static str },
+}
+
+impl Config {
+    /// Loads the file that `option` (the runtime's options) names, else the environment's, else [`CONFIG_PATH`], which
+    /// may be absent.
+    ///
+    /// # Errors
+    /// [`ConfigError`], in one line that names the file and the key.
+    pub fn load(option: Option<&Path>) -> Result<Self, ConfigError> {
+        let chosen =
+            option.map(Path::to_path_buf).or_else(|| std::env::var_os(CONFIG_VARIABLE).map(Into::into));
+        let path = chosen.clone().unwrap_or_else(|| CONFIG_PATH.into());
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Self::parse(&text, &path),
+            Err(error) if error.kind() == ErrorKind::NotFound && chosen.is_none() => Ok(Self::default()),
+            Err(source) => Err(ConfigError::Read { path, source }),
+        }
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
+            let message = format!("line {line}: {}", error.message().replace('\n', " "));
+            ConfigError::Parse { path: path.into(), message }
+        })?;
+        let numbers = [
+            ("vcpus", u64::from(config.vcpus)),
+            ("memory_mib", config.memory_mib),
+            ("boot_timeout_s", config.boot_timeout_s),
+        ];
+        match numbers.iter().find(|(_, value)| *value == 0) {
+            Some((key, _)) => Err(ConfigError::Zero { path: path.into(), key }),
+            None => Ok(config),
+        }
+    }
+
+    /// The configuration as a commented file.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let quoted = |path: &Path| format!("{:?}", path.to_string_lossy());
+        KEYS.iter()
+            .map(|(key, meaning)| {
+                let value = match *key {
+                    "kernel" => quoted(&self.kernel),
+                    "base_image" => quoted(&self.base_image),
+                    "vmm" => quoted(&self.vmm),
+                    "vcpus" => self.vcpus.to_string(),
+                    "memory_mib" => self.memory_mib.to_string(),
+                    "boot_timeout_s" => self.boot_timeout_s.to_string(),
+                    _ => format!("{:?}", self.kernel_args),
+                };
+                format!("# {meaning}\n{key} = {value}\n")
+            })
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    /// The VMM's binary: the configured one, else the one beside this binary, else the first in `PATH`.
+    #[must_use]
+    pub fn vmm_binary(&self) -> Option<PathBuf> {
+        if !self.vmm.as_os_str().is_empty() {
+            return Some(self.vmm.clone());
+        }
+        let beside = std::env::current_exe().ok().and_then(|binary| Some(binary.parent()?.to_path_buf()));
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut directories = beside.into_iter().chain(std::env::split_paths(&path));
+        directories.find_map(|directory| Some(directory.join("lazaret-vmm")).filter(|file| file.is_file()))
+    }
+}
+
+#[cfg(test)]
+#[path = "config_test.rs"]
+mod tests;

@@ -1,0 +1,36 @@
+use super::*;
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse(text, Path::new("/c.toml")).map_err(|error| error.to_string())
+}
+
+#[test]
+fn an_empty_file_is_the_default() {
+    assert_eq!(parse("").unwrap(), Config::default());
+}
+
+#[test]
+fn what_describe_prints_is_what_it_describes() {
+    let config = Config { vcpus: 3, kernel_args: "a=\"b\"".into(), ..Config::default() };
+    let read = parse(&config.describe()).unwrap();
+    assert_eq!(read, config);
+    let keys = config.describe().lines().filter(|line| !line.starts_with('#') && !line.is_empty()).count();
+    assert_eq!(keys, KEYS.len());
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_its_line() {
+    let error = parse("vcpus = 2\nvcpu = 3\n").unwrap_err();
+    assert!(error.starts_with("/c.toml: line 2: unknown field `vcpu`"), "{error}");
+    assert!(!error.contains('\n'));
+}
+
+#[test]
+fn zero_is_refused_by_name() {
+    assert_eq!(parse("memory_mib = 0").unwrap_err(), "/c.toml: memory_mib must not be 0");
+}
+
+#[test]
+fn a_named_file_must_exist() {
+    assert!(matches!(Config::load(Some(Path::new("/nonexistent/c.toml"))), Err(ConfigError::Read { .. })));
+}

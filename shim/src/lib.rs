@@ -1,0 +1,30 @@
+//! lazaret's side of containerd: the runtime shim, and what the operator's command shares with it.
+//!
+//! ```text
+//!   start ─► args, bootstrap, config ─► socket ─► fork ─► server
+//!                                                           ├ service   containerd's calls
+//!                                                           ├ sandbox/  the VM, its container, their processes
+//!                                                           ├ io/       stdio between pipes and guest
+//!                                                           ├ events    what happened, in order
+//!                                                           └ logging   lines in containerd's log
+//!   delete ─► state: what a sandbox has left behind, ended and removed
+//!   lazaret ─► operator/: the host and its sandboxes, looked at
+//! ```
+
+pub mod args;
+pub mod bootstrap;
+pub mod config;
+pub mod delete;
+mod error;
+mod events;
+mod guest_files;
+pub mod info;
+mod io;
+mod logging;
+pub mod operator;
+mod sandbox;
+mod server;
+mod service;
+mod socket;
+pub mod start;
+pub mod state;

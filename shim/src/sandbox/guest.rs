@@ -1,0 +1,264 @@
+//! A guest that answers: the VM, and the agent in it.
+//!
+//! Every call to the agent has a deadline, and ends when the VM does. A guest whose connection breaks while its VM lives
+//! on is of no use to anybody: the VM is ended, and that ends every process the same way.
+
+use super::life::{Exit, KILLED};
+use super::vm::{Ended, Vm};
+use crate::error::{Error, Result};
+use lazaret_agent_api::agent::{
+    CreateContainerRequest, CreateExecRequest, Empty, ProcessRequest, ResizeTerminalRequest,
+    SignalProcessRequest, Stdio, StreamHeader, stream_header::Kind,
+};
+use lazaret_agent_api::agent_ttrpc::AgentClient;
+use lazaret_agent_api::{Ack, STDIO_PORT, encode_header};
+use std::time::{Duration, SystemTime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use ttrpc::context::{Context, with_duration};
+
+/// How long the agent may take for a call; making a container reads its image's files.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the agent may take to send a signal. A guest that cannot do that does not work any more.
+const SIGNAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the agent may take to answer a stdio stream's header.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the agent may take to write everything back.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A process in the guest: its container, and its exec id, empty for the container's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ProcessKey {
+    pub container: String,
+    pub exec: String,
+}
+
+impl ProcessKey {
+    fn request(&self) -> ProcessRequest {
+        ProcessRequest {
+            container_id: self.container.clone(),
+            exec_id: self.exec.clone(),
+            ..Default::default()
+        }
+    }
+}
+
+/// A running guest.
+pub(crate) struct Guest {
+    vm: Vm,
+    agent: AgentClient,
+}
+
+impl Guest {
+    #[must_use]
+    pub(crate) fn new(vm: Vm, agent: AgentClient) -> Self {
+        Self { vm, agent }
+    }
+
+    /// The host's pid that stands for every process of the guest.
+    #[must_use]
+    pub(crate) fn pid(&self) -> u32 {
+        self.vm.pid()
+    }
+
+    /// Whether, and how, the VM ended.
+    #[must_use]
+    pub(crate) fn ended(&self) -> watch::Receiver<Option<Ended>> {
+        self.vm.ended()
+    }
+
+    /// Whether the VM still runs, as far as is known.
+    #[must_use]
+    pub(crate) fn is_alive(&self) -> bool {
+        self.vm.ended().borrow().is_none()
+    }
+
+    /// # Errors
+    /// The agent's.
+    pub(crate) async fn create_container(&self, id: &str, spec: Vec<u8>, stdio: Stdio) -> Result<()> {
+        let request = CreateContainerRequest {
+            container_id: id.into(),
+            spec,
+            stdio: Some(stdio).into(),
+            ..Default::default()
+        };
+        self.call("creating the container", self.agent.create_container(within(CALL_TIMEOUT), &request))
+            .await?;
+        Ok(())
+    }
+
+    /// # Errors
+    /// The agent's.
+    pub(crate) async fn create_exec(&self, key: &ProcessKey, process: Vec<u8>, stdio: Stdio) -> Result<()> {
+        let request = CreateExecRequest {
+            container_id: key.container.clone(),
+            exec_id: key.exec.clone(),
+            process,
+            stdio: Some(stdio).into(),
+            ..Default::default()
+        };
+        self.call("creating the process", self.agent.create_exec(within(CALL_TIMEOUT), &request)).await?;
+        Ok(())
+    }
+
+    /// # Errors
+    /// The agent's.
+    pub(crate) async fn start(&self, key: &ProcessKey) -> Result<()> {
+        let request = key.request();
+        self.call("starting the process", self.agent.start_process(within(CALL_TIMEOUT), &request)).await?;
+        Ok(())
+    }
+
+    /// Waits for the end of a process, which the end of the VM is as well. `None` when the agent does not know the
+    /// process any more: it has been deleted.
+    pub(crate) async fn wait(&self, key: &ProcessKey) -> Option<Exit> {
+        let request = key.request();
+        let status = match self.call("waiting", self.agent.wait_process(Context::default(), &request)).await {
+            Ok(answer) => answer.exit_status,
+            Err(Error::NotFound(_)) if self.is_alive() => return None,
+            Err(error) => {
+                if self.is_alive() {
+                    log::error!("the VM is ended: {error}");
+                    self.vm.stop().await;
+                }
+                KILLED
+            }
+        };
+        // By the host's clock: the guest's is its own business.
+        Some(Exit { status, at: SystemTime::now() })
+    }
+
+    /// Sends a signal, to every process of the container with `all`.
+    ///
+    /// # Errors
+    /// The agent's. A guest that cannot be told to kill is ended instead.
+    pub(crate) async fn signal(&self, key: &ProcessKey, signal: u32, all: bool) -> Result<()> {
+        let request = SignalProcessRequest {
+            container_id: key.container.clone(),
+            exec_id: key.exec.clone(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        let result =
+            self.call("signalling", self.agent.signal_process(within(SIGNAL_TIMEOUT), &request)).await;
+        let kill = i32::try_from(signal) == Ok(libc::SIGKILL) && key.exec.is_empty();
+        match result {
+            Ok(_) => Ok(()),
+            Err(Error::DeadlineExceeded(line)) if kill => {
+                log::error!("the guest does not answer and is to be killed; the VM is ended: {line}");
+                self.vm.stop().await;
+                Ok(())
+            }
+            Err(_) if !self.is_alive() => Err(Error::NotFound("process already finished".into())),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// # Errors
+    /// The agent's.
+    pub(crate) async fn resize(&self, key: &ProcessKey, width: u32, height: u32) -> Result<()> {
+        let request = ResizeTerminalRequest {
+            container_id: key.container.clone(),
+            exec_id: key.exec.clone(),
+            width,
+            height,
+            ..Default::default()
+        };
+        self.call("resizing the terminal", self.agent.resize_terminal(within(CALL_TIMEOUT), &request))
+            .await?;
+        Ok(())
+    }
+
+    /// Makes the agent forget a process. A guest that is gone has forgotten.
+    pub(crate) async fn forget(&self, key: &ProcessKey) {
+        if !self.is_alive() {
+            return;
+        }
+        let request = key.request();
+        match self.call("deleting", self.agent.delete_process(within(CALL_TIMEOUT), &request)).await {
+            Ok(_) | Err(Error::NotFound(_)) => {}
+            Err(error) => log::warn!("the agent keeps a process that is deleted: {error}"),
+        }
+    }
+
+    /// Lets the guest write everything back.
+    pub(crate) async fn write_back(&self) {
+        if self.is_alive() {
+            let nothing = Empty::default();
+            let call = self.agent.shutdown(within(SHUTDOWN_TIMEOUT), &nothing);
+            if let Err(error) = self.call("shutting down", call).await {
+                log::warn!("the guest may not have written everything back: {error}");
+            }
+        }
+    }
+
+    /// Ends the VM and waits until nothing of it is left.
+    pub(crate) async fn stop(&self) {
+        self.vm.stop().await;
+    }
+
+    /// A stream to one descriptor of a process, attached.
+    ///
+    /// # Errors
+    /// [`Error`] when the guest refuses it or does not answer.
+    pub(crate) async fn stream(&self, key: &ProcessKey, kind: Kind) -> Result<UnixStream> {
+        let header = StreamHeader {
+            container_id: key.container.clone(),
+            exec_id: key.exec.clone(),
+            kind: kind.into(),
+            ..Default::default()
+        };
+        let failed = |what: String| Error::Internal(format!("connecting {kind:?} to the guest: {what}"));
+        let header = encode_header(&header).map_err(|error| failed(error.to_string()))?;
+        let handshake = async {
+            let mut stream = self.vm.connect(STDIO_PORT).await.map_err(|error| failed(error.to_string()))?;
+            let exchange = async {
+                stream.write_all(&header).await?;
+                stream.read_u8().await
+            };
+            match exchange.await.map(Ack::try_from) {
+                Ok(Ok(Ack::Attached)) => Ok(stream),
+                Ok(Ok(refusal)) => Err(failed(format!("the agent says {refusal:?}"))),
+                Ok(Err(byte)) => Err(failed(format!("the agent answers {byte}, which is no answer"))),
+                Err(error) => Err(failed(error.to_string())),
+            }
+        };
+        let late =
+            |_| Error::DeadlineExceeded(format!("the guest did not take {kind:?} within {STREAM_TIMEOUT:?}"));
+        tokio::time::timeout(STREAM_TIMEOUT, handshake).await.map_err(late)?
+    }
+
+    /// Runs a call to the agent until it answers or the VM ends.
+    async fn call<T>(&self, what: &str, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T> {
+        let mut ended = self.vm.ended();
+        let error = tokio::select! {
+            // The answer first: it may be the last thing the guest did.
+            biased;
+            answer = call => match answer {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            },
+            // The VMM's word, or that it is gone without one.
+            _ = ended.wait_for(Option::is_some) => ttrpc::Error::RemoteClosed,
+        };
+        if matches!(error, ttrpc::Error::RpcStatus(_)) {
+            return Err(Error::from_agent(what, error));
+        }
+        // A broken connection is most often the VM's end, whose word is about to come.
+        let word = tokio::time::timeout(Duration::from_secs(2), ended.wait_for(Option::is_some)).await;
+        let line = match word {
+            Ok(Ok(word)) => word.as_ref().map(Ended::line),
+            _ => None,
+        };
+        Err(line.map_or_else(
+            || Error::from_agent(what, error),
+            |line| Error::Internal(format!("{what}: the VM ended: {line}")),
+        ))
+    }
+}
+
+fn within(limit: Duration) -> Context {
+    with_duration(limit)
+}

@@ -1,0 +1,257 @@
+//! From a plan to a guest that answers.
+//!
+//! ```text
+//!   open /dev/kvm, kernel, image ─► cgroup, netns ─► lazaret-vmm ─► Boot ─► the agent dials ─► Configure
+//! ```
+
+use super::cgroup::{self, Cgroup, CgroupError};
+use super::guest::Guest;
+use super::sizing::Size;
+use super::spec::NetworkNamespace;
+use super::vm::{Ended, Incoming, Place, Vm, VmError, open_namespace};
+use crate::config::Config;
+use crate::error::Error;
+use crate::guest_files::{GuestFileError, open_image, open_kernel};
+use crate::state::{ProcessId, Record, StateDir};
+use lazaret_agent_api::agent::ConfigureRequest;
+use lazaret_agent_api::agent_ttrpc::AgentClient;
+use lazaret_agent_api::{AGENT_PORT, GUEST_CID, SHARED_TAG};
+use lazaret_vmm_wire::{Disk, Shared, VmConfig, Vsock};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, watch};
+use ttrpc::r#async::Client;
+use ttrpc::r#async::transport::Socket;
+
+/// What every guest is booted with. An oops is a panic, and a panic a reset, so that a guest that is broken ends and is
+/// told. The log level keeps the boot's messages from the console, where each costs an exit; warnings still come,
+/// those of the first moments over the serial port.
+const CMDLINE: &str = "console=hvc0 root=/dev/vda rootfstype=erofs ro init=/sbin/lazaret-agent reboot=k panic=-1 oops=panic loglevel=5 \
+     earlyprintk=ttyS0 dummy.numdummies=0";
+/// How long the agent may take to answer its first call.
+const CONFIGURE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Everything a guest is started from.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub config: Config,
+    pub size: Size,
+    pub network: NetworkNamespace,
+    pub cgroups_path: Option<String>,
+    pub hostname: String,
+    pub state: StateDir,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    #[error("this host has no /dev/kvm: lazaret needs KVM (`lazaret doctor` tells what to do)")]
+    KvmAbsent,
+    #[error("cannot open /dev/kvm: {0} (`lazaret doctor` tells what to do)")]
+    Kvm(io::Error),
+    #[error("the guest's {key}: {source}; install lazaret's guest files, or set {key} in config.toml")]
+    GuestFile { key: &'static str, source: GuestFileError },
+    #[error("lazaret-vmm is neither beside the shim nor in PATH; install it, or set vmm in config.toml")]
+    VmmAbsent,
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    #[error("the VM did not start: {0}")]
+    Ended(String),
+    /// The same, with the files it was started from: what is wrong is most often one of them.
+    #[error("the VM did not start: {line} (kernel {}, root image {})", kernel.display(), base_image.display())]
+    Refused { line: String, kernel: PathBuf, base_image: PathBuf },
+    #[error(
+        "the guest's agent did not answer within {0} s of the VM's start; its console is in {path} (see `lazaret logs`)",
+        path = .1.display()
+    )]
+    Silent(u64, PathBuf),
+    #[error("the guest's agent refused its configuration: {0}")]
+    Configure(ttrpc::Error),
+    #[error("the sandbox was ended before its VM had started")]
+    Cancelled,
+    #[error("{0}")]
+    Os(#[from] io::Error),
+}
+
+impl From<LaunchError> for Error {
+    fn from(error: LaunchError) -> Self {
+        let line = error.to_string();
+        match error {
+            LaunchError::Cgroup(CgroupError::Escapes(_) | CgroupError::Systemd(_)) => {
+                Self::InvalidArgument(line)
+            }
+            LaunchError::KvmAbsent
+            | LaunchError::Kvm(_)
+            | LaunchError::GuestFile { .. }
+            | LaunchError::VmmAbsent
+            | LaunchError::Vm(VmError::Spawn { .. }) => Self::FailedPrecondition(line),
+            LaunchError::Silent(..) => Self::DeadlineExceeded(line),
+            _ => Self::Internal(line),
+        }
+    }
+}
+
+/// Starts the guest. What has to be undone without this process is in `record`, and on disk, as soon as it exists.
+///
+/// # Errors
+/// [`LaunchError`]; the VM is gone then. [`LaunchError::Cancelled`] as soon as `over` is true.
+pub(super) async fn launch(
+    plan: &Plan,
+    record: &mut Record,
+    mut over: watch::Receiver<bool>,
+) -> Result<Guest, LaunchError> {
+    let begun = Instant::now();
+    let kvm =
+        OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(|error| match error.kind() {
+            ErrorKind::NotFound => LaunchError::KvmAbsent,
+            _ => LaunchError::Kvm(error),
+        })?;
+    let unfit = |key: &'static str| move |source| LaunchError::GuestFile { key, source };
+    let kernel = open_kernel(&plan.config.kernel).map_err(unfit("kernel"))?;
+    let base = open_image(&plan.config.base_image).map_err(unfit("base_image"))?;
+    let log_path = plan.state.console_log();
+    let console = OpenOptions::new().create(true).append(true).read(true).mode(0o600).open(&log_path)?;
+    let binary = plan.config.vmm_binary().ok_or(LaunchError::VmmAbsent)?;
+    let network = network(&plan.network)?;
+    let cgroup = join_cgroup(plan.cgroups_path.as_deref(), plan, record)?;
+
+    let (vm, mut incoming) = Vm::spawn(Place { binary, network, cgroup })?;
+    record.vmm = ProcessId::of(i32::try_from(vm.pid()).unwrap_or_default()).ok();
+    plan.state.save(record)?;
+    let result = async {
+        let descriptors = [kvm.as_fd(), kernel.as_fd(), console.as_fd(), base.as_fd()];
+        vm.boot(vm_config(plan), &descriptors).await?;
+        let spawned = begun.elapsed();
+        let stream = dialled(plan, &vm, &mut incoming).await?;
+        let dialled = begun.elapsed();
+        let agent = configure(plan, stream).await?;
+        log::info!("the guest is ready after {:?}: VMM {spawned:?}, agent {dialled:?}", begun.elapsed());
+        Ok(agent)
+    };
+    let result = tokio::select! {
+        result = result => result,
+        Ok(_) = over.wait_for(|over| *over) => Err(LaunchError::Cancelled),
+    };
+    match result {
+        Ok(agent) => Ok(Guest::new(vm, agent)),
+        Err(error) => {
+            let ended = vm.ended();
+            vm.stop().await;
+            // The VMM knows best why its channel broke.
+            let word = ended.borrow().as_ref().map(|word| {
+                log::info!("the guest's last words: {}", word.console_line());
+                word.line()
+            });
+            let line = match (error, word) {
+                (LaunchError::Vm(VmError::Channel(_)), Some(line)) | (LaunchError::Ended(line), _) => line,
+                (error, _) => return Err(error),
+            };
+            let Config { kernel, base_image, .. } = plan.config.clone();
+            Err(LaunchError::Refused { line, kernel, base_image })
+        }
+    }
+}
+
+fn vm_config(plan: &Plan) -> VmConfig {
+    let extra = plan.config.kernel_args.trim();
+    VmConfig {
+        vcpus: u8::try_from(plan.size.vcpus).unwrap_or(u8::MAX),
+        memory_mib: u32::try_from(plan.size.memory_mib).unwrap_or(u32::MAX),
+        cmdline: format!("{CMDLINE} {extra}").trim_end().into(),
+        disks: vec![Disk { read_only: true }],
+        shared: Some(Shared { tag: SHARED_TAG.into(), path: plan.state.shared() }),
+        vsock: Some(Vsock { cid: GUEST_CID, accept: vec![AGENT_PORT] }),
+    }
+}
+
+/// Waits for the agent's dial.
+async fn dialled(
+    plan: &Plan,
+    vm: &Vm,
+    incoming: &mut mpsc::Receiver<Incoming>,
+) -> Result<OwnedFd, LaunchError> {
+    let mut ended = vm.ended();
+    let limit = plan.config.boot_timeout_s;
+    tokio::select! {
+        biased;
+        stream = incoming.recv() => match stream {
+            Some((AGENT_PORT, stream)) => Ok(stream),
+            Some((port, _)) => Err(LaunchError::Ended(format!("the guest dialled port {port}"))),
+            None => Err(LaunchError::Ended(reason(&vm.ended().borrow()))),
+        },
+        word = ended.wait_for(Option::is_some) => Err(LaunchError::Ended(match word {
+            Ok(word) => reason(&word),
+            Err(_) => reason(&None),
+        })),
+        () = tokio::time::sleep(Duration::from_secs(limit)) => {
+            Err(LaunchError::Silent(limit, plan.state.console_log()))
+        }
+    }
+}
+
+fn reason(word: &Option<Ended>) -> String {
+    word.as_ref().map_or_else(|| "lazaret-vmm is gone".into(), Ended::line)
+}
+
+async fn configure(plan: &Plan, stream: OwnedFd) -> Result<AgentClient, LaunchError> {
+    let stream = StdUnixStream::from(stream);
+    stream.set_nonblocking(true)?;
+    let agent = AgentClient::new(Client::new(Socket::from(UnixStream::from_std(stream)?)));
+    let mut entropy = vec![0; 64];
+    File::open("/dev/urandom")?.read_exact(&mut entropy)?;
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let request = ConfigureRequest {
+        realtime_ns: i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
+        entropy,
+        hostname: plan.hostname.clone(),
+        ..Default::default()
+    };
+    let call = agent.configure(ttrpc::context::with_duration(CONFIGURE_TIMEOUT), &request);
+    call.await.map_err(LaunchError::Configure)?;
+    Ok(agent)
+}
+
+/// The namespace to enter, or `None` for a new one. A sandbox never gets the host's: neither by leaving the namespace
+/// out, nor by naming the host's own.
+fn network(asked: &NetworkNamespace) -> io::Result<Option<OwnedFd>> {
+    let host_asked = match asked {
+        NetworkNamespace::New => return Ok(None),
+        NetworkNamespace::Host => true,
+        NetworkNamespace::Path(path) => {
+            let named = open_namespace(path)?;
+            let (theirs, ours) = (fs::metadata(path)?, fs::metadata("/proc/self/ns/net")?);
+            if (theirs.dev(), theirs.ino()) != (ours.dev(), ours.ino()) {
+                return Ok(Some(named));
+            }
+            true
+        }
+    };
+    if host_asked {
+        log::warn!("the spec asks for the host's network, which a sandbox never gets: it has loopback only");
+    }
+    Ok(None)
+}
+
+fn join_cgroup(
+    cgroups_path: Option<&str>,
+    plan: &Plan,
+    record: &mut Record,
+) -> Result<Option<OwnedFd>, LaunchError> {
+    let root = Path::new(cgroup::CGROUP_ROOT);
+    let Some(cgroups_path) = cgroups_path else { return Ok(None) };
+    if !cgroup::is_v2(root) {
+        log::warn!("the host has no cgroup v2 at {}: the sandbox stays in the shim's cgroup", root.display());
+        return Ok(None);
+    }
+    let cgroup = Cgroup::create(root, cgroups_path)?;
+    record.cgroups.clone_from(&cgroup.made);
+    plan.state.save(record)?;
+    Ok(Some(cgroup.procs()?.into()))
+}

@@ -1,0 +1,199 @@
+use super::test_support::{Script, Stage, in_namespace};
+use super::*;
+use crate::state::ProcessId;
+use lazaret_agent_api::agent::stream_header::Kind;
+use serde_json::json;
+use std::fs;
+use std::path::Path;
+
+/// Runs `test` on a sandbox with a scripted guest.
+fn on_stage(script: Script, test: impl AsyncFnOnce(&mut Stage, PathBuf) + Send + 'static) {
+    in_namespace(move |dir, shared| {
+        let spec = json!({"root": {"path": dir.join("root")}, "process": {"args": ["true"]}});
+        fs::write(dir.join("config.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
+        for pipe in ["in", "out"] {
+            nix::unistd::mkfifo(&dir.join(pipe), nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let run = async {
+            let mut stage = Stage::new(dir, shared, script).await;
+            let vmm = stage.vmm;
+            let sandbox = stage.sandbox.clone();
+            test(&mut stage, dir.into()).await;
+            sandbox.end().await;
+            assert!(!Path::new(&format!("/proc/{vmm}/exe")).exists(), "the VMM is gone");
+        };
+        let all = async { tokio::time::timeout(Duration::from_secs(60), run).await };
+        runtime.block_on(all).expect("the test ends in time");
+    });
+}
+
+fn new(bundle: &Path) -> NewContainer {
+    let pipe = |name: &str| bundle.join(name).display().to_string();
+    let stdio = Stdio { stdin: pipe("in"), stdout: pipe("out"), ..Stdio::default() };
+    NewContainer { id: "c1".into(), bundle: bundle.into(), rootfs: vec![], stdio, checkpoint: String::new() }
+}
+
+const PROCESS: &[u8] = br#"{"args": ["true"]}"#;
+
+#[test]
+fn a_create_that_fails_at_any_step_undoes_all_before_it_and_ends_the_vm() {
+    type Step = (Script, fn(&mut NewContainer), &'static [&'static str]);
+    let steps: [Step; 5] = [
+        (Script::default(), |new| new.bundle = "/nonexistent".into(), &[]),
+        (Script::default(), |new| new.stdio.stdout = "/nonexistent/out".into(), &[]),
+        (Script { fails: Some("create"), ..Script::default() }, |_| {}, &["create"]),
+        (Script { refuses: Some(Kind::STDOUT), ..Script::default() }, |_| {}, &["create", "delete"]),
+        (Script { refuses: Some(Kind::STDIN), ..Script::default() }, |_| {}, &["create", "delete"]),
+    ];
+    for (script, spoil, calls) in steps {
+        on_stage(script, async move |stage: &mut Stage, bundle: PathBuf| {
+            let vmm = ProcessId::of(stage.vmm.try_into().unwrap()).unwrap();
+            let mut request = new(&bundle);
+            spoil(&mut request);
+            stage.sandbox.create(request).await.unwrap_err();
+            assert_eq!(stage.agent.calls(), calls);
+            assert!(stage.sandbox.container("c1").is_err());
+            assert!(!*stage.sandbox.busy().borrow(), "Shutdown finds nothing left");
+            assert_eq!(stage.told(), <[String; 0]>::default());
+            // By itself: nobody asks for it.
+            tokio::task::spawn_blocking(move || vmm.wait(20_000)).await.unwrap().unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_life_is_told_in_order_with_execs_before_their_container() {
+    on_stage(Script::default(), async |stage: &mut Stage, bundle: PathBuf| {
+        let sandbox = stage.sandbox.clone();
+        sandbox.create(new(&bundle)).await.unwrap();
+        let container = sandbox.container("c1").unwrap();
+        container.start("").await.unwrap();
+        container.exec("e1".into(), PROCESS.to_vec(), Stdio::default()).unwrap();
+        container.start("e1").await.unwrap();
+        // The container's own process is the first to be heard of.
+        stage.agent.exit("", 3);
+        tokio::task::yield_now().await;
+        stage.agent.exit("e1", 137);
+        assert_eq!(container.process("").unwrap().wait().await.unwrap().status, 3);
+        assert_eq!(container.delete_exec("e1").await.unwrap().status, 137);
+        assert_eq!(sandbox.delete("c1").await.unwrap().status, 3);
+        let expected = ["create", "start", "exec-added", "exec-started", "exit", "exit", "delete"];
+        assert_eq!(stage.told(), expected.map(|topic| format!("/tasks/{topic}")));
+        assert_eq!(stage.agent.calls(), ["create", "start", "create e1", "start e1", "delete e1", "delete"]);
+    });
+}
+
+#[test]
+fn an_exit_that_overtakes_its_start_is_told_after_it() {
+    let script = Script { ends_before_start_answers: true, ..Script::default() };
+    on_stage(script, async |stage: &mut Stage, bundle: PathBuf| {
+        stage.sandbox.create(new(&bundle)).await.unwrap();
+        let container = stage.sandbox.container("c1").unwrap();
+        container.start("").await.unwrap();
+        assert_eq!(container.process("").unwrap().wait().await.unwrap().status, 7);
+        assert_eq!(stage.told(), ["/tasks/create", "/tasks/start", "/tasks/exit"]);
+    });
+}
+
+#[test]
+fn the_vmms_death_is_137_for_every_process_and_told_once() {
+    on_stage(Script::default(), async |stage: &mut Stage, bundle: PathBuf| {
+        stage.sandbox.create(new(&bundle)).await.unwrap();
+        let container = stage.sandbox.container("c1").unwrap();
+        container.start("").await.unwrap();
+        container.exec("e1".into(), PROCESS.to_vec(), Stdio::default()).unwrap();
+        container.start("e1").await.unwrap();
+        let vmm = nix::unistd::Pid::from_raw(stage.vmm.try_into().unwrap());
+        nix::sys::signal::kill(vmm, nix::sys::signal::SIGKILL).unwrap();
+        for exec in ["e1", ""] {
+            assert_eq!(container.process(exec).unwrap().wait().await.unwrap().status, 137);
+        }
+        assert!(matches!(container.kill("", 15, false).await, Err(Error::NotFound(_))));
+        assert!(matches!(container.start("e1").await, Err(Error::FailedPrecondition(_))));
+        stage.sandbox.delete("c1").await.unwrap();
+        let exits = stage.told().iter().filter(|topic| *topic == "/tasks/exit").count();
+        assert_eq!(exits, 2);
+    });
+}
+
+#[test]
+fn calls_in_the_wrong_state_have_the_right_code() {
+    on_stage(Script::default(), async |stage: &mut Stage, bundle: PathBuf| {
+        let sandbox = stage.sandbox.clone();
+        assert!(matches!(sandbox.container("c1").map(drop), Err(Error::NotFound(_))));
+        sandbox.create(new(&bundle)).await.unwrap();
+        assert!(matches!(sandbox.create(new(&bundle)).await, Err(Error::AlreadyExists(_))));
+        let second = NewContainer { id: "c2".into(), ..new(&bundle) };
+        assert!(matches!(sandbox.create(second).await, Err(Error::Unimplemented(_))));
+        let container = sandbox.container("c1").unwrap();
+        assert!(matches!(container.process("e1").map(drop), Err(Error::NotFound(_))));
+        container.exec("e1".into(), PROCESS.to_vec(), Stdio::default()).unwrap();
+        let again = container.exec("e1".into(), PROCESS.to_vec(), Stdio::default());
+        assert!(matches!(again, Err(Error::AlreadyExists(_))));
+        assert!(
+            matches!(container.start("e1").await, Err(Error::FailedPrecondition(_))),
+            "before its container"
+        );
+        assert!(matches!(container.kill("e1", 9, false).await, Err(Error::FailedPrecondition(_))));
+        assert!(matches!(container.resize("", 1, 1).await, Err(Error::FailedPrecondition(_))), "no terminal");
+        container.start("").await.unwrap();
+        assert!(matches!(container.start("").await, Err(Error::FailedPrecondition(_))));
+        assert!(matches!(sandbox.delete("c1").await, Err(Error::FailedPrecondition(_))));
+        container.delete_exec("e1").await.unwrap();
+        assert!(matches!(container.delete_exec("e1").await, Err(Error::NotFound(_))));
+        container.kill("", 15, false).await.unwrap();
+        assert_eq!(container.process("").unwrap().wait().await.unwrap().status, 143);
+        assert!(matches!(container.kill("", 9, false).await, Err(Error::NotFound(_))));
+        let late = container.exec("e2".into(), PROCESS.to_vec(), Stdio::default());
+        assert!(matches!(late, Err(Error::FailedPrecondition(_))));
+        sandbox.delete("c1").await.unwrap();
+        assert!(matches!(sandbox.delete("c1").await, Err(Error::NotFound(_))));
+    });
+}
+
+#[test]
+fn an_exec_that_cannot_be_started_has_no_exit_event_and_can_be_deleted() {
+    on_stage(Script::default(), async |stage: &mut Stage, bundle: PathBuf| {
+        stage.sandbox.create(new(&bundle)).await.unwrap();
+        let container = stage.sandbox.container("c1").unwrap();
+        container.start("").await.unwrap();
+        let stdio = Stdio { stdout: "/nonexistent/out".into(), ..Stdio::default() };
+        container.exec("e1".into(), PROCESS.to_vec(), stdio).unwrap();
+        assert!(matches!(container.start("e1").await, Err(Error::InvalidArgument(_))));
+        assert_eq!(container.process("e1").unwrap().wait().await.unwrap().status, 255);
+        container.delete_exec("e1").await.unwrap();
+        assert_eq!(stage.told(), ["/tasks/create", "/tasks/start", "/tasks/exec-added"]);
+    });
+}
+
+#[test]
+fn a_container_that_was_never_started_is_deleted_with_an_exit() {
+    on_stage(Script::default(), async |stage: &mut Stage, bundle: PathBuf| {
+        stage.sandbox.create(new(&bundle)).await.unwrap();
+        assert_eq!(stage.sandbox.delete("c1").await.unwrap().status, 137);
+        assert_eq!(stage.told(), ["/tasks/create", "/tasks/exit", "/tasks/delete"]);
+    });
+}
+
+#[test]
+fn the_end_of_a_sandbox_ends_what_runs_in_it_and_tells_it() {
+    on_stage(Script::default(), async |stage: &mut Stage, bundle: PathBuf| {
+        stage.sandbox.create(new(&bundle)).await.unwrap();
+        stage.sandbox.container("c1").unwrap().start("").await.unwrap();
+        stage.sandbox.end().await;
+        assert_eq!(stage.agent.calls(), ["create", "start", "signal", "shutdown"]);
+        assert_eq!(stage.told(), ["/tasks/create", "/tasks/start", "/tasks/exit"]);
+        assert!(matches!(stage.sandbox.create(new(&bundle)).await, Err(Error::FailedPrecondition(_))));
+    });
+}
+
+#[test]
+fn a_container_whose_creator_left_is_taken_away() {
+    on_stage(Script::default(), async |stage: &mut Stage, bundle: PathBuf| {
+        stage.sandbox.create(new(&bundle)).await.unwrap();
+        stage.sandbox.discard("c1").await;
+        assert!(stage.sandbox.container("c1").is_err());
+        assert_eq!(stage.told(), ["/tasks/create", "/tasks/exit", "/tasks/delete"]);
+    });
+}

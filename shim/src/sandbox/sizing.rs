@@ -1,0 +1,117 @@
+//! How large a sandbox's VM is.
+//!
+//! In this order: the `io.lazaret.vm.*` annotations, the container's OCI limits, the configuration. A limit is what the
+//! *container* may use, so the guest gets [`GUEST_OVERHEAD_MIB`] on top of a memory limit for its kernel and agent; the
+//! guest's own cgroup then enforces the limit itself. An annotation is the VM's whole size.
+
+use super::spec::Spec;
+use crate::config::Config;
+use crate::error::{Error, Result};
+
+/// Memory in MiB the guest's kernel and agent need beside the container's limit.
+pub(super) const GUEST_OVERHEAD_MIB: u64 = 64;
+/// The least memory a guest is given, in MiB: below it the kernel does not reach its agent.
+pub(super) const MIN_MEMORY_MIB: u64 = 96;
+/// The most vCPUs a VM may have.
+pub(super) const MAX_VCPUS: u32 = 32;
+pub(super) const VCPUS_ANNOTATION: &str = "io.lazaret.vm.vcpus";
+pub(super) const MEMORY_ANNOTATION: &str = "io.lazaret.vm.memory";
+
+/// The size of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Size {
+    pub vcpus: u32,
+    pub memory_mib: u64,
+}
+
+/// What the host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Host {
+    pub cpus: u32,
+    pub memory_mib: u64,
+}
+
+impl Host {
+    /// Asks the kernel.
+    #[must_use]
+    pub(crate) fn detect() -> Self {
+        let cpus =
+            std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+        let kib = total.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        Self { cpus, memory_mib: kib.map_or(u64::MAX, |kib| kib / 1024) }
+    }
+}
+
+impl Size {
+    /// The size of the VM for `spec` on `host`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for an annotation that is no number, is zero, or is more than the host has.
+    pub(crate) fn of(spec: &Spec, config: &Config, host: Host) -> Result<Self> {
+        let vcpus = match spec.annotation(VCPUS_ANNOTATION) {
+            Some(value) => {
+                let most = host.cpus.min(MAX_VCPUS);
+                let vcpus = value.trim().parse::<u32>().ok().filter(|n| (1..=most).contains(n));
+                vcpus.ok_or_else(|| {
+                    refuse(
+                        VCPUS_ANNOTATION,
+                        value,
+                        &format!("expected a number of vCPUs from 1 to {most} (this host)"),
+                    )
+                })?
+            }
+            None => limited_vcpus(spec).unwrap_or(config.vcpus).clamp(1, host.cpus.min(MAX_VCPUS)),
+        };
+        let memory_mib = match spec.annotation(MEMORY_ANNOTATION) {
+            Some(value) => {
+                let (least, most) = (MIN_MEMORY_MIB, host.memory_mib);
+                let mib = parse_memory(value).filter(|mib| (least..=most).contains(mib));
+                mib.ok_or_else(|| {
+                    let expected = format!(
+                        "expected a size from {least}Mi to {most}Mi (this host), in MiB or with a unit, such as 512Mi or 2Gi"
+                    );
+                    refuse(MEMORY_ANNOTATION, value, &expected)
+                })?
+            }
+            // A limit above what the host has is no error under runc, and so not here.
+            None => limited_memory(spec).unwrap_or(config.memory_mib).clamp(MIN_MEMORY_MIB, host.memory_mib),
+        };
+        Ok(Self { vcpus, memory_mib })
+    }
+}
+
+fn refuse(annotation: &str, value: &str, expected: &str) -> Error {
+    Error::InvalidArgument(format!("annotation {annotation}={value:?}: {expected}"))
+}
+
+/// CPU quota by period, rounded up: enough vCPUs to use the quota.
+fn limited_vcpus(spec: &Spec) -> Option<u32> {
+    let quota = u64::try_from(spec.resource("cpu/quota")?).ok().filter(|&quota| quota > 0)?;
+    let period = spec.resource("cpu/period").and_then(|period| u64::try_from(period).ok()).filter(|&p| p > 0);
+    u32::try_from(quota.div_ceil(period.unwrap_or(100_000))).ok()
+}
+
+/// The memory limit, rounded up to MiB, and the guest's own share.
+fn limited_memory(spec: &Spec) -> Option<u64> {
+    let bytes = u64::try_from(spec.resource("memory/limit")?).ok().filter(|&bytes| bytes > 0)?;
+    Some(bytes.div_ceil(1 << 20).saturating_add(GUEST_OVERHEAD_MIB))
+}
+
+/// A size in MiB: a bare number, or one with Ki, Mi, Gi (or K, M, G, all binary).
+fn parse_memory(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().ok()?;
+    match text[digits..].trim().trim_end_matches('B').trim_end_matches('i') {
+        "" | "M" => Some(number),
+        "K" => Some(number / 1024),
+        "G" => number.checked_mul(1024),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+#[path = "sizing_test.rs"]
+mod tests;

@@ -1,0 +1,195 @@
+//! Control mode: the shim says over the inherited channel what to run; the VM lives in the jail.
+//!
+//! ```text
+//!   receive Boot ─► open what needs the host ─► jail ─► machine ─► Running ─► … ─► Stopped ─► exit
+//! ```
+
+use crate::console::{BoundedLog, Output};
+use crate::event_loop::{Subscriber, Watches};
+use crate::jail::{self, JailError};
+use crate::machine::{Ended, Machine, MachineError, Placement};
+use crate::stop::Stop;
+use crate::virtio::blk::Blk;
+use crate::virtio::console::Console;
+use crate::virtio::fs::{FsDevice, FsError};
+use crate::virtio::rng::Rng;
+use crate::virtio::vsock::{Connector, Timeouts, Vsock, VsockError};
+use lazaret_vmm_wire::{Cause, Channel, ChannelError, Event, Request, Stopped, VmConfig};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use vmm_sys_util::epoll::EventSet;
+
+/// Bytes of the guest's console kept on the host.
+const CONSOLE_LOG: u64 = 1 << 20;
+/// How long the shim may take to make room for an event that must not be lost, milliseconds.
+const PATIENCE_MS: u16 = 5000;
+
+/// Why there is no VM.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    #[error("the control channel's first message must be a boot request")]
+    NotBoot,
+    #[error("the boot request came with {got} descriptors, {want} are needed")]
+    Descriptors { got: usize, want: usize },
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
+    #[error("cannot use {what}: {source}")]
+    Descriptor { what: String, source: io::Error },
+}
+
+/// Runs the VM that the shim at the other end of `control` asks for, to its end. The channel is told of the end, whatever
+/// it was, before this returns.
+///
+/// # Errors
+/// When the end could not be told, or the channel was closed before anything was asked.
+pub fn run(control: RawFd) -> Result<(), ControlError> {
+    jail::close_others(control)?;
+    // SAFETY: the parent passed this descriptor by its number for us to own; a wrong one is found by using it.
+    let channel = Arc::new(Channel::from(unsafe { OwnedFd::from_raw_fd(control) }));
+    let (request, descriptors) = channel.receive::<Request>()?;
+    let (stopped, ended) = match serve(request, descriptors, &channel) {
+        Ok((stopped, ended)) => (stopped, Some(ended)),
+        Err(error) => (Stopped { cause: Cause::Error(error.to_string()), console: Vec::new() }, None),
+    };
+    let told = send(&channel, &Event::Stopped(stopped));
+    // The kernel takes the VM apart at the end of the process, and takes its time. Nothing is to be waited for before: a
+    // request to a file system of the host may hang.
+    std::mem::forget(ended);
+    match told {
+        // The shim has gone; it knows how.
+        Err(ChannelError::Closed) => Ok(()),
+        told => Ok(told?),
+    }
+}
+
+fn serve(
+    request: Request,
+    descriptors: Vec<OwnedFd>,
+    channel: &Arc<Channel>,
+) -> Result<(Stopped, Ended), ControlError> {
+    let Request::Boot(config) = request else { return Err(ControlError::NotBoot) };
+    let (got, want) = (descriptors.len(), 3 + config.disks.len());
+    let mut descriptors = descriptors.into_iter();
+    let mut next =
+        || descriptors.next().filter(|_| got == want).ok_or(ControlError::Descriptors { got, want });
+    let (kvm, mut kernel, log) = (next()?, File::from(next()?), File::from(next()?));
+    let mut disks = Vec::new();
+    for disk in &config.disks {
+        disks.push((File::from(next()?), disk.read_only));
+    }
+    set_nonblocking(channel)?;
+
+    // The device opens what it needs of /proc; after the jail is closed there is none.
+    let fs = config.shared.as_ref().map(|shared| FsDevice::new(&shared.tag, jail::SHARED)).transpose()?;
+    jail::enter(config.shared.as_ref().map(|shared| shared.path.as_path()))?;
+
+    let log = BoundedLog::new(log, CONSOLE_LOG)
+        .map_err(|source| ControlError::Descriptor { what: "the console's log".into(), source })?;
+    let output = Output::new(Box::new(log));
+    let mut machine = Machine::new(kvm, config.vcpus, config.memory_mib, output.clone())?;
+    add_disks(&mut machine, disks)?;
+    machine.add("console", Box::new(Console::new(output.clone(), None)), Placement::Shared)?;
+    machine.add("rng", Box::new(Rng), Placement::Shared)?;
+    let connector = add_vsock(&mut machine, &config, channel)?;
+    if let Some(fs) = fs {
+        machine.add("fs", Box::new(fs), Placement::Own)?;
+    }
+    machine.boot(&mut kernel, &config.cmdline)?;
+    drop(kernel);
+    let stop = machine.stop();
+    let shim = Shim { channel: Arc::clone(channel), connector, stop };
+    machine.subscribe(Box::new(shim));
+    let ended = machine.run(|| {
+        if let Err(error) = send(channel, &Event::Running) {
+            log::warn!("{error}");
+        }
+    })?;
+    Ok((Stopped { cause: ended.cause.clone(), console: output.tail() }, ended))
+}
+
+fn add_disks(machine: &mut Machine, disks: Vec<(File, bool)>) -> Result<(), ControlError> {
+    for (index, (file, read_only)) in disks.into_iter().enumerate() {
+        let name = format!("disk{index}");
+        let disk = Blk::new(file, read_only, &name)
+            .map_err(|source| ControlError::Descriptor { what: name.clone(), source })?;
+        machine.add(&name, Box::new(disk), Placement::Own)?;
+    }
+    Ok(())
+}
+
+fn add_vsock(
+    machine: &mut Machine,
+    config: &VmConfig,
+    channel: &Arc<Channel>,
+) -> Result<Option<Connector>, ControlError> {
+    let Some(vsock) = &config.vsock else { return Ok(None) };
+    let channel = Arc::clone(channel);
+    // A shim that does not read its events has the guest's connections refused.
+    let incoming =
+        move |port, socket: OwnedFd| channel.send(&Event::Incoming { port }, &[socket.as_fd()]).is_ok();
+    let device = Vsock::new(vsock, Timeouts::default(), incoming)?;
+    let connector = device.connector();
+    machine.add("vsock", Box::new(device), Placement::Shared)?;
+    Ok(Some(connector))
+}
+
+fn set_nonblocking(channel: &Channel) -> Result<(), ControlError> {
+    fcntl(channel, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(ChannelError::from)?;
+    Ok(())
+}
+
+/// Sends an event that must not be lost: waits for room.
+fn send(channel: &Channel, event: &Event) -> Result<(), ChannelError> {
+    match channel.send(event, &[]) {
+        Err(ChannelError::WouldBlock) => {
+            let mut wait = [PollFd::new(channel.as_fd(), PollFlags::POLLOUT)];
+            poll(&mut wait, PollTimeout::from(PATIENCE_MS))?;
+            channel.send(event, &[])
+        }
+        sent => sent,
+    }
+}
+
+/// The shim's requests while the VM runs.
+struct Shim {
+    channel: Arc<Channel>,
+    connector: Option<Connector>,
+    stop: Stop,
+}
+
+impl Subscriber for Shim {
+    fn start(&mut self, watches: &mut Watches) -> io::Result<()> {
+        watches.set(self.channel.as_raw_fd(), 0, EventSet::IN)
+    }
+
+    fn event(&mut self, _: u32, _: EventSet, _: &mut Watches) -> Result<(), Cause> {
+        match self.channel.receive::<Request>() {
+            Ok((Request::Connect { port }, descriptors)) => {
+                let socket = descriptors.into_iter().next();
+                // Without a device, or a socket, there is nobody to connect: dropping it is the refusal.
+                if let (Some(connector), Some(socket)) = (&self.connector, socket) {
+                    connector.connect(port, socket);
+                }
+            }
+            Ok((Request::Stop, _)) | Err(ChannelError::Closed) => self.stop.end(Cause::Requested),
+            Ok((Request::Boot(_), _)) => {
+                return Err(Cause::Error("the shim asked for a second boot".to_owned()));
+            }
+            Err(ChannelError::WouldBlock) => {}
+            Err(error) => return Err(Cause::Error(error.to_string())),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,148 @@
+//! The jail: what the VMM can still reach when a guest has taken it over.
+//!
+//! ```text
+//!   before                          after
+//!   /            the host's         /         an empty tmpfs, read only
+//!   PATH/…       the sandbox's      /shared   a slave of PATH: what is mounted below it later shows up
+//!   descriptors  any                0, 1, 2, the control channel, and what came over it
+//!   capabilities root's             those that serving files for any user takes, or none
+//! ```
+//!
+//! The process stays in the network namespace and cgroup it was started in. A seccomp filter for each thread will be set
+//! where the threads start.
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::Mode;
+use nix::unistd::{chdir, mkdir, pivot_root};
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::{Path, PathBuf};
+
+/// The shared tree inside of the jail.
+pub const SHARED: &str = "/shared";
+/// A directory every system has, on which the new root is put together; nothing of it is seen outside.
+const WORKSHOP: &str = "/tmp";
+const NOTHING: Option<&str> = None;
+
+/// What the virtio-fs server needs to make files for the guest's users (capability.h).
+const FILE_CAPABILITIES: u32 = {
+    const CHOWN: u32 = 0;
+    const DAC_OVERRIDE: u32 = 1;
+    const FOWNER: u32 = 3;
+    const FSETID: u32 = 4;
+    const SETGID: u32 = 6;
+    const SETUID: u32 = 7;
+    const MKNOD: u32 = 27;
+    const SETFCAP: u32 = 31;
+    1 << CHOWN
+        | 1 << DAC_OVERRIDE
+        | 1 << FOWNER
+        | 1 << FSETID
+        | 1 << SETGID
+        | 1 << SETUID
+        | 1 << MKNOD
+        | 1 << SETFCAP
+};
+
+/// Why the jail cannot be closed; the VM is not started then.
+#[derive(Debug, thiserror::Error)]
+pub enum JailError {
+    #[error("the jail cannot {what}: {errno}")]
+    Step { what: &'static str, errno: Errno },
+    #[error("the shared directory {path} cannot be taken into the jail: {errno}")]
+    Shared { path: PathBuf, errno: Errno },
+}
+
+fn step(what: &'static str) -> impl FnOnce(Errno) -> JailError {
+    move |errno| JailError::Step { what, errno }
+}
+
+fn refused(path: &Path) -> impl FnOnce(Errno) -> JailError {
+    move |errno| JailError::Shared { path: path.to_owned(), errno }
+}
+
+/// Closes every descriptor but 0, 1, 2 and `keep`: whatever the parent forgot to.
+///
+/// # Errors
+/// When the kernel is older than 5.9.
+pub fn close_others(keep: RawFd) -> Result<(), JailError> {
+    let keep = libc::c_uint::try_from(keep).unwrap_or(libc::c_uint::MAX);
+    for (first, last) in [(3, keep.saturating_sub(1)), (keep.saturating_add(1), libc::c_uint::MAX)] {
+        if first <= last {
+            // SAFETY: called first in main: nothing in this process owns a descriptor in these ranges.
+            let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+            Errno::result(result).map_err(step("close descriptors"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Leaves the host's file system for one that holds only `shared`, and gives up what is not needed. It must be called
+/// while the process has one thread.
+///
+/// # Errors
+/// See [`JailError`]; the process must not go on then.
+pub fn enter(shared: Option<&Path>) -> Result<(), JailError> {
+    unshare(CloneFlags::CLONE_NEWNS).map_err(step("get a mount namespace"))?;
+    // Slaves rather than private mounts: of all that is shared, only the tree below keeps it, and needs it.
+    mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_SLAVE, NOTHING)
+        .map_err(step("detach its mounts"))?;
+    // Opened before the workshop hides what is below it.
+    let tree = shared
+        .map(|path| {
+            open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+                .map_err(refused(path))
+        })
+        .transpose()?;
+
+    let protection = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("tmpfs"), WORKSHOP, Some("tmpfs"), protection, Some("size=4k,nr_inodes=4,mode=555"))
+        .map_err(step("mount its root"))?;
+    chdir(WORKSHOP).map_err(step("enter its root"))?;
+    if let (Some(tree), Some(path)) = (tree, shared) {
+        let inside = SHARED.trim_start_matches('/');
+        mkdir(inside, Mode::S_IRWXU).map_err(step("make /shared"))?;
+        // Not a detached copy (open_tree(2), move_mount(2)): while it is detached it misses what the shim mounts in the
+        // original. This copies and attaches in one step.
+        let source = format!("/proc/self/fd/{}", tree.as_raw_fd());
+        mount(Some(source.as_str()), inside, NOTHING, MsFlags::MS_BIND | MsFlags::MS_REC, NOTHING)
+            .map_err(refused(path))?;
+    }
+    let read_only = protection | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(NOTHING, ".", NOTHING, read_only, NOTHING).map_err(step("make its root read only"))?;
+    // The old root ends up on top of the new one, and is taken off (pivot_root(2), "pivot_root(".", ".")").
+    pivot_root(".", ".").map_err(step("change its root"))?;
+    umount2(".", MntFlags::MNT_DETACH).map_err(step("leave the old root"))?;
+    chdir("/").map_err(step("enter its root"))?;
+
+    nix::sys::prctl::set_no_new_privs().map_err(step("forbid new privileges"))?;
+    keep_capabilities(if shared.is_some() { FILE_CAPABILITIES } else { 0 }).map_err(step("drop capabilities"))
+}
+
+/// Keeps no more than `set` (of the first 32 capabilities) of what the thread has.
+fn keep_capabilities(set: u32) -> Result<(), Errno> {
+    const VERSION_3: u32 = 0x2008_0522;
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: libc::c_int,
+    }
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    struct Data {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    let mut header = Header { version: VERSION_3, pid: 0 };
+    let mut data = [Data::default(); 2];
+    // SAFETY: header and data are those of version 3 of the interface: one header, two data.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
+    let [low, _] = data;
+    let kept = low.permitted & set;
+    let data = [Data { effective: kept, permitted: kept, inheritable: 0 }, Data::default()];
+    // SAFETY: as above.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) }).map(drop)
+}

@@ -1,0 +1,288 @@
+//! virtio-fs (VIRTIO 1.2, 5.11): one directory tree of the host, served to the guest in this process.
+//!
+//! ```text
+//!   hiprio, requests ──► device's thread ── Request: copied, vetted ──► Tree: virtiofsd's server on
+//!        used ring ◄──── device's thread                                 ▲     O_PATH descriptors, as the caller's user
+//!                          Job │ ▲ Done                                  │
+//!                              ▼ │                                       │
+//!                             Pool: threads ── Request: copied, vetted ──┘
+//! ```
+//!
+//! A request that comes alone is served where it arrives: a process in the guest that works on many small files waits for
+//! each answer before it asks again, and every thread in between would be time it waits. Requests that come together, and
+//! those that wait for the disk, go to the pool, so that they do so at the same time.
+//!
+//! There is one device and one tree; what a guest is to see besides is mounted below its root, at any time, and appears in
+//! the guest as a mount of its own. A read-only directory is a read-only mount. The guest's kernel is Linux 5.13 or newer.
+//!
+//! # For the VMM's core: before and after the jail
+//! [`FsDevice::new`] is called **before** the jail closes: it opens `/proc/self/fd`, which the server needs to turn the
+//! descriptors it holds into open files, and raises the limit of open files. It must be called in the process that serves
+//! (`/proc/self` is resolved then), not before a fork. The tree is opened by [`VirtioDevice::activate`], **after** the
+//! jail has closed: `root` is a path in the jail. The pool's threads are started after it too, so they have the jail's
+//! root, capabilities and signal mask. The device needs an event loop of its own (`Placement::Own`): the loop's thread
+//! waits for disks, and gets a working directory and a umask of its own (`unshare(CLONE_FS)`).
+//!
+//! For files to get the owners the guest asks for, the VMM stays user 0 with CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER,
+//! CAP_FSETID, CAP_MKNOD, CAP_SETFCAP, CAP_SETGID and CAP_SETUID, without `SECBIT_NO_SETUID_FIXUP`. It needs no
+//! CAP_SYS_ADMIN and no CAP_DAC_READ_SEARCH.
+//!
+//! # What the guest cannot do
+//! Leave the tree: names of several components and `..` are refused before the server sees them, symbolic links are never
+//! followed on the host, file handles are not used, and links or renames from one mount to another fail with `EXDEV`.
+//! Change a request after it was checked: it is copied first. Use more than its share: requests under way are limited by
+//! the queues' sizes, descriptors by `RLIMIT_NOFILE` (the guest gets `ENFILE`), memory by the largest request.
+
+mod memory;
+mod pool;
+mod request;
+mod tree;
+
+use super::{Chain, DeviceError, Queues, VirtioDevice, Watch};
+use memory::Window;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use pool::{Job, Pool};
+use request::is_long;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tree::Tree;
+use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// The longest tag, bytes (VIRTIO 1.2, 5.11.4).
+const TAG_MAX: usize = 36;
+const HIPRIO: usize = 0;
+const REQUESTS: usize = 1;
+/// The request queue holds the 256 pages of a 1 MiB transfer and its headers.
+const QUEUE_SIZES: [u16; 2] = [128, 1024];
+/// Open files wanted, when this process may have so many: the guest's cached inodes cost one each.
+const OPEN_FILES: u64 = 1 << 20;
+/// Descriptors that are not the guest's files: the VMM's own, its vsock connections, a request's temporary ones.
+const RESERVED_FILES: u64 = 1024;
+const COMPLETION: u32 = 0;
+/// A request that takes longer waited for the disk, and those after it may too.
+const QUICK: Duration = Duration::from_millis(1);
+/// How many of those then go to the pool, before one that comes alone is served where it arrives again.
+const DETOUR: u32 = 32;
+
+/// Why the device cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum FsError {
+    #[error("the tag {0:?} of a shared directory must have 1 to {TAG_MAX} bytes and no NUL")]
+    Tag(String),
+    #[error("cannot open /proc/self/fd, which serving files needs: {0}")]
+    Proc(io::Error),
+    #[error("cannot read or raise the limit of open files: {0}")]
+    Limit(io::Error),
+    #[error("cannot make an event descriptor: {0}")]
+    Event(io::Error),
+}
+
+/// The device.
+pub struct FsDevice {
+    /// `struct virtio_fs_config`: the tag, padded with NULs, and the number of request queues.
+    config: [u8; TAG_MAX + 4],
+    root: PathBuf,
+    proc_self_fd: File,
+    /// Descriptors the guest may make us hold.
+    descriptors: u64,
+    completion: EventFd,
+    session: Option<Session>,
+    /// Chains the pool has, of each queue.
+    under_way: [u16; 2],
+    /// Requests still to go to the pool although they come alone.
+    detour: u32,
+}
+
+/// What there is of an active device.
+struct Session {
+    tree: Arc<Tree>,
+    /// The device's thread's own.
+    window: Option<Window>,
+    pool: Pool,
+}
+
+impl FsDevice {
+    /// A device that will serve the directory `root` under the name `tag`. Call it before the jail closes.
+    ///
+    /// # Errors
+    /// See [`FsError`].
+    pub fn new(tag: &str, root: impl Into<PathBuf>) -> Result<Self, FsError> {
+        let limit = raise_open_files().map_err(FsError::Limit)?;
+        Self::with_descriptors(tag, root.into(), limit - RESERVED_FILES.min(limit / 2))
+    }
+
+    fn with_descriptors(tag: &str, root: PathBuf, descriptors: u64) -> Result<Self, FsError> {
+        if tag.is_empty() || tag.len() > TAG_MAX || tag.contains('\0') {
+            return Err(FsError::Tag(tag.into()));
+        }
+        let mut config = [0; TAG_MAX + 4];
+        let (name, request_queues) = config.split_at_mut(TAG_MAX);
+        name.iter_mut().zip(tag.bytes()).for_each(|(place, byte)| *place = byte);
+        request_queues.copy_from_slice(&1u32.to_le_bytes());
+        let proc_self_fd = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
+            .open("/proc/self/fd")
+            .map_err(FsError::Proc)?;
+        let completion = EventFd::new(EFD_NONBLOCK).map_err(FsError::Event)?;
+        let under_way = [0; 2];
+        Ok(Self { config, root, proc_self_fd, descriptors, completion, session: None, under_way, detour: 0 })
+    }
+
+    /// Takes what queue `index` offers, until there is nothing left or as much under way as the queue is long: more cannot
+    /// be by the rules of the ring, so a driver that offers chains twice waits for itself.
+    fn take(&mut self, index: usize, queues: &mut Queues) -> Result<(), DeviceError> {
+        loop {
+            let size = QUEUE_SIZES.get(index).copied().unwrap_or_default();
+            let under_way = self.under_way.get(index).copied().unwrap_or_default();
+            let mut chains = Vec::new();
+            for _ in under_way..size {
+                let Some(chain) = queues.pop(index)? else { break };
+                chains.push(chain);
+            }
+            if chains.is_empty() {
+                return Ok(());
+            }
+            let alone = chains.len() == 1 && self.under_way == [0; 2];
+            for chain in chains {
+                // FORGETs are many, short, and not to be held up.
+                let here = index == HIPRIO || alone && self.detour == 0 && !is_long(&chain, queues.memory());
+                if here { self.serve(index, chain, queues)? } else { self.submit(index, chain, queues)? }
+            }
+        }
+    }
+
+    /// Serves a request on this thread.
+    fn serve(&mut self, index: usize, chain: Chain, queues: &mut Queues) -> Result<(), DeviceError> {
+        let Some(session) = &mut self.session else { return Ok(()) };
+        let (head, start) = (chain.head_index(), Instant::now());
+        let written = session.tree.serve(chain, queues.memory(), &mut session.window)?;
+        if start.elapsed() > QUICK {
+            self.detour = DETOUR;
+        }
+        queues.push(index, head, written)
+    }
+
+    /// Has a request served by the pool.
+    fn submit(&mut self, index: usize, chain: Chain, queues: &mut Queues) -> Result<(), DeviceError> {
+        let Some(session) = &mut self.session else { return Ok(()) };
+        self.detour = self.detour.saturating_sub(1);
+        let job = Job { queue: index, chain, guest: Arc::clone(queues.memory()) };
+        match session.pool.submit(job) {
+            Ok(()) => self.under_way.get_mut(index).map(|under_way| *under_way += 1),
+            Err(job) => return self.serve(index, job.chain, queues),
+        };
+        Ok(())
+    }
+
+    /// Puts what the pool has done into the used rings.
+    fn complete(&mut self, queues: &mut Queues) -> Result<(), DeviceError> {
+        let Some(session) = &self.session else { return Ok(()) };
+        for done in session.pool.take_done()? {
+            queues.push(done.queue, done.head, done.written)?;
+            if let Some(under_way) = self.under_way.get_mut(done.queue) {
+                *under_way -= 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl VirtioDevice for FsDevice {
+    fn id(&self) -> u32 {
+        VIRTIO_ID_FS
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn activate(&mut self, _features: u64) -> Result<Vec<Watch>, DeviceError> {
+        let open = || {
+            let tree = Tree::open(&self.root, self.proc_self_fd.try_clone()?, self.descriptors)?;
+            tree.enter().map(|()| tree)
+        };
+        let tree = open().map_err(|error| {
+            let what = format!("cannot serve the directory {}: {error}", self.root.display());
+            io::Error::new(error.kind(), what)
+        })?;
+        let tree = Arc::new(tree);
+        let pool = Pool::new(Arc::clone(&tree), self.completion.try_clone()?);
+        self.session = Some(Session { tree, window: None, pool });
+        Ok(vec![Watch::Set { fd: self.completion.as_raw_fd(), token: COMPLETION, events: EventSet::IN }])
+    }
+
+    fn notified(&mut self, index: usize, queues: &mut Queues) -> Result<(), DeviceError> {
+        self.take(index, queues)
+    }
+
+    fn ready(
+        &mut self,
+        _token: u32,
+        _events: EventSet,
+        queues: &mut Queues,
+    ) -> Result<Vec<Watch>, DeviceError> {
+        match self.completion.read() {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        }
+        self.complete(queues)?;
+        // A queue that was full has room now.
+        self.take(HIPRIO, queues)?;
+        self.take(REQUESTS, queues)?;
+        Ok(Vec::new())
+    }
+
+    /// Waits for requests under way, then forgets the session.
+    fn reset(&mut self) {
+        self.session = None;
+        self.under_way = [0; 2];
+        self.detour = 0;
+        // What those requests signalled is of no interest any more.
+        let _ = self.completion.read();
+    }
+}
+
+/// Raises the limit of open files as far as it goes; returns it.
+fn raise_open_files() -> io::Result<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft >= OPEN_FILES {
+        return Ok(soft);
+    }
+    if setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, hard.max(OPEN_FILES)).is_ok() {
+        return Ok(OPEN_FILES);
+    }
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(hard)
+}
+
+#[cfg(test)]
+#[path = "fs/guest_test.rs"]
+mod guest;
+#[cfg(test)]
+#[path = "fs/hostile_test.rs"]
+mod hostile;
+#[cfg(test)]
+#[path = "fs/mounts_test.rs"]
+mod mounts;
+#[cfg(test)]
+#[path = "fs/noise_test.rs"]
+mod noise;
+#[cfg(test)]
+#[path = "fs/owners_test.rs"]
+mod owners;
+#[cfg(test)]
+#[path = "fs_test.rs"]
+mod tests;

@@ -1,0 +1,271 @@
+//! `lazaret-vmm --control-fd`: what a shim sees of it, and what its jail leaves it. Micro-guests, on the local /dev/kvm.
+
+#![allow(clippy::unwrap_used, reason = "these are tests: they fail by panicking")]
+
+use lazaret_vmm::micro_guest;
+use lazaret_vmm_wire::{
+    Cause, Channel, ChannelError, Disk, Event, Request, Shared, Stopped, VmConfig, Vsock,
+};
+use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+micro_guest!(
+    says_hi_and_resets,
+    "mov dx, 0x3f8",
+    "mov al, 'h'",
+    "out dx, al",
+    "mov al, 'i'",
+    "out dx, al",
+    "mov al, 0xfe",
+    "out 0x64, al",
+    "2: jmp 2b",
+);
+micro_guest!(sleeps, "2: hlt", "jmp 2b");
+
+/// The other end of the channel, and the process.
+struct Vmm {
+    channel: Channel,
+    process: Child,
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Vmm {
+    fn start() -> Self {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lazaret-vmm"));
+        command.args(["--control-fd", "3"]).stdin(Stdio::null());
+        // SAFETY: dup2 is async-signal-safe.
+        unsafe {
+            command.pre_exec(move || {
+                // 77 is a stray descriptor, as a careless parent leaves them.
+                if libc::dup2(theirs.as_raw_fd(), 3) < 0 || libc::dup2(0, 77) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                Ok(())
+            });
+        }
+        Self { channel: ours, process: command.spawn().unwrap() }
+    }
+
+    /// False, with the reason printed, when there is no KVM to boot on.
+    fn boot(&self, config: VmConfig, code: &[u8], log: &File, disks: &[File]) -> bool {
+        let kvm = match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+            Ok(kvm) => kvm,
+            Err(error) => {
+                // Not by a macro of std's: the test harness would swallow it.
+                let _ = writeln!(io::stderr(), "skipped: /dev/kvm cannot be opened: {error}");
+                return false;
+            }
+        };
+        let kernel = micro_guest::file(code).unwrap();
+        let mut descriptors: Vec<BorrowedFd> = vec![kvm.as_fd(), kernel.as_fd(), log.as_fd()];
+        descriptors.extend(disks.iter().map(AsFd::as_fd));
+        self.channel.send(&Request::Boot(config), &descriptors).unwrap();
+        true
+    }
+
+    fn event(&self) -> Event {
+        let mut wait = [PollFd::new(self.channel.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut wait, PollTimeout::from(20_000u16)), Ok(1), "no event in 20 s");
+        self.channel.receive::<Event>().unwrap().0
+    }
+
+    fn proc(&self, what: &str) -> String {
+        format!("/proc/{}/{what}", self.process.id())
+    }
+}
+
+fn config() -> VmConfig {
+    let cmdline = "quiet".to_owned();
+    VmConfig { vcpus: 2, memory_mib: 8, cmdline, disks: Vec::new(), shared: None, vsock: None }
+}
+
+#[test]
+fn a_vm_runs_and_its_end_is_told_with_its_last_lines() {
+    let vmm = Vmm::start();
+    let mut log = tempfile::tempfile().unwrap();
+    if !vmm.boot(config(), says_hi_and_resets(), &log, &[]) {
+        return;
+    }
+    assert_eq!(vmm.event(), Event::Running);
+    let stopped = Stopped { cause: Cause::Reset, console: vec!["hi".to_owned()] };
+    assert_eq!(vmm.event(), Event::Stopped(stopped));
+    assert!(matches!(vmm.channel.receive::<Event>(), Err(ChannelError::Closed)));
+    let mut text = String::new();
+    log.rewind().unwrap();
+    log.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "hi");
+}
+
+#[test]
+fn a_request_ends_it() {
+    let mut vmm = Vmm::start();
+    let log = tempfile::tempfile().unwrap();
+    if !vmm.boot(config(), sleeps(), &log, &[]) {
+        return;
+    }
+    assert_eq!(vmm.event(), Event::Running);
+    vmm.channel.send(&Request::Stop, &[]).unwrap();
+    assert_eq!(vmm.event(), Event::Stopped(Stopped { cause: Cause::Requested, console: Vec::new() }));
+    assert!(vmm.process.wait().unwrap().success());
+}
+
+#[test]
+fn the_end_of_the_shim_ends_it() {
+    let mut vmm = Vmm::start();
+    let log = tempfile::tempfile().unwrap();
+    if !vmm.boot(config(), sleeps(), &log, &[]) {
+        return;
+    }
+    assert_eq!(vmm.event(), Event::Running);
+    (vmm.channel, _) = Channel::pair().unwrap();
+    assert!(vmm.process.wait().unwrap().success());
+}
+
+#[test]
+fn what_cannot_be_built_is_told_in_one_line() {
+    let log = tempfile::tempfile().unwrap();
+    let told = |config: VmConfig, disks: &[File]| {
+        let vmm = Vmm::start();
+        if !vmm.boot(config, b"", &log, disks) {
+            return None;
+        }
+        match vmm.event() {
+            Event::Stopped(Stopped { cause: Cause::Error(line), .. }) => Some(line),
+            other => panic!("{other:?}"),
+        }
+    };
+    let Some(line) = told(VmConfig { vcpus: 0, ..config() }, &[]) else { return };
+    assert_eq!(line, "a VM has from 1 to 254 vCPUs, not 0");
+    let line = told(VmConfig { memory_mib: 1, ..config() }, &[]).unwrap();
+    assert!(line.starts_with("a VM has from 2 to "), "{line}");
+    let line = told(config(), &[tempfile::tempfile().unwrap()]).unwrap();
+    assert_eq!(line, "the boot request came with 4 descriptors, 3 are needed");
+    let line = told(VmConfig { cmdline: "x".repeat(3000), ..config() }, &[]).unwrap();
+    assert!(line.starts_with("the kernel command line has 3"), "{line}");
+}
+
+#[test]
+fn a_connection_to_a_guest_without_a_driver_waits_and_ends_with_the_vm() {
+    let vmm = Vmm::start();
+    let log = tempfile::tempfile().unwrap();
+    let vsock = Some(Vsock { cid: 3, accept: vec![1024] });
+    if !vmm.boot(VmConfig { vsock, ..config() }, sleeps(), &log, &[]) {
+        return;
+    }
+    assert_eq!(vmm.event(), Event::Running);
+    let (ours, theirs) =
+        socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    vmm.channel.send(&Request::Connect { port: 1025 }, &[theirs.as_fd()]).unwrap();
+    drop(theirs);
+    vmm.channel.send(&Request::Stop, &[]).unwrap();
+    assert!(matches!(vmm.event(), Event::Stopped(_)));
+    assert_eq!(File::from(ours).read(&mut [0]).unwrap(), 0);
+}
+
+/// Runs `test` in a mount namespace of its own in which `directory` is a shared mount, as a shim makes it.
+fn with_shared_tree(directory: &Path, test: impl FnOnce(&Path) + Send) {
+    let none: Option<&str> = None;
+    thread::scope(|scope| {
+        let run = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none).unwrap();
+            mount(Some(directory), directory, none, MsFlags::MS_BIND, none).unwrap();
+            mount(none, directory, none, MsFlags::MS_SHARED, none).unwrap();
+            test(directory);
+        });
+        if let Err(panic) = run.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+#[test]
+fn the_jail_holds_the_shared_tree_and_what_is_mounted_there_later() {
+    if !nix::unistd::geteuid().is_root() {
+        let _ = writeln!(io::stderr(), "the jail's test is skipped: mounts need root");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir(directory.path().join("rootfs")).unwrap();
+    with_shared_tree(directory.path(), |tree| {
+        let vmm = Vmm::start();
+        let log = tempfile::tempfile().unwrap();
+        let shared = Some(Shared { tag: "lazaret".into(), path: tree.to_owned() });
+        let mut disk = tempfile::tempfile().unwrap();
+        disk.write_all(&[0; 4096]).unwrap();
+        let config = VmConfig { shared, disks: vec![Disk { read_only: true }], ..config() };
+        if !vmm.boot(config, sleeps(), &log, &[disk]) {
+            return;
+        }
+        assert_eq!(vmm.event(), Event::Running);
+
+        let root = vmm.proc("root");
+        let names: Vec<_> = fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["shared"], "the jail's root holds more than the tree");
+        assert!(File::create(format!("{root}/file")).is_err(), "the jail's root is writable");
+        let mounts = fs::read_to_string(vmm.proc("mountinfo")).unwrap();
+        assert_eq!(mounts.lines().count(), 2, "{mounts}");
+        assert!(!mounts.contains("shared:"), "what is mounted in the jail would come out: {mounts}");
+
+        let none: Option<&str> = None;
+        mount(Some("tmpfs"), &tree.join("rootfs"), Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        fs::write(tree.join("rootfs/late"), "seen").unwrap();
+        assert_eq!(fs::read_to_string(format!("{root}/shared/rootfs/late")).unwrap(), "seen");
+
+        let status = fs::read_to_string(vmm.proc("status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().to_owned()
+        };
+        assert_eq!(field("NoNewPrivs:"), "1");
+        // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, MKNOD, SETFCAP
+        assert_eq!(field("CapEff:"), "00000000880000db");
+        assert_eq!(field("CapPrm:"), "00000000880000db");
+        assert_eq!(field("CapInh:"), "0000000000000000");
+
+        // Besides the standard three: the channel, KVM, what was handed over, and the server's own directory of
+        // descriptors. No path of the host's.
+        let of_the_host: Vec<_> = fs::read_dir(vmm.proc("fd"))
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .filter(|entry| !matches!(entry.file_name().to_str(), Some("0" | "1" | "2")))
+            .map(|entry| fs::read_link(entry.path()).unwrap().to_string_lossy().into_owned())
+            .filter(|target| target.starts_with('/') && !target.ends_with("(deleted)"))
+            .filter(|target| target != "/dev/kvm" && *target != vmm.proc("fd"))
+            .collect();
+        assert_eq!(of_the_host, [""; 0], "descriptors that were not handed over");
+        assert!(!Path::new(&vmm.proc("fd/77")).exists(), "a stray descriptor is still open");
+    });
+}
+
+#[test]
+fn a_stop_that_comes_before_the_vcpus_run_is_a_stop() {
+    // The request is there before the VM is: it is read as soon as the event loop runs.
+    for _ in 0..20 {
+        let mut vmm = Vmm::start();
+        let log = tempfile::tempfile().unwrap();
+        if !vmm.boot(VmConfig { vcpus: 8, ..config() }, sleeps(), &log, &[]) {
+            return;
+        }
+        vmm.channel.send(&Request::Stop, &[]).unwrap();
+        assert_eq!(vmm.event(), Event::Running);
+        assert_eq!(vmm.event(), Event::Stopped(Stopped { cause: Cause::Requested, console: Vec::new() }));
+        assert!(vmm.process.wait().unwrap().success());
+    }
+}
