@@ -46,7 +46,7 @@ boot() {
         -nodefaults -no-user-config -display none -no-reboot
         -M q35 -accel "tcg,thread=multi,tb-size=${LAZARET_HOST_TB:-1024}" -cpu max,+svm,+npt
         -smp "${LAZARET_HOST_CPUS:-2}" -m "${LAZARET_HOST_MEMORY:-6144}"
-        -kernel "$image/vmlinux" -initrd "$image/initrd" -append 'console=ttyS0 quiet panic=-1 mitigations=off'
+        -kernel "$image/vmlinux" -initrd "$image/initrd" -append 'console=ttyS0 quiet panic=-1 oops=panic mitigations=off'
         -serial "file:$dir/console.log" -chardev stdio,id=ready,signal=off -serial chardev:ready
         -device virtio-rng-pci
         -drive "$(IFS=,; echo "${drive[*]}")" -device virtio-blk-pci,drive=root
@@ -69,7 +69,7 @@ boot() {
         echo $! >"$dir/pid"
         word=
         # The guest writes one line, or QEMU goes and this is the end of the file.
-        read -r -t "${LAZARET_HOST_BOOT_SECONDS:-180}" word <"$dir/ready" || true
+        read -r -t "${LAZARET_HOST_BOOT_SECONDS:-400}" word <"$dir/ready" || true
         grep -q 'host forwarding' "$dir/qemu.log" || break
     done
     if [ "$word" != ready ]; then
@@ -124,7 +124,7 @@ run_in() {
     # With a last line of its own the shell lives to say 128+n for a signal, which ssh could not.
     ssh -F "$dir/ssh_config" $terminal host "$line"$'\n''exit $?' || status=$?
     if [ $status = 255 ] && ! alive "$dir"; then
-        tail -n 15 "$dir/console.log" >&2
+        tail -n 60 "$dir/console.log" >&2
         echo "test host: it went away under the command; above are the last lines of its console" >&2
     fi
     return $status
