@@ -11,6 +11,26 @@ die() {
     exit 1
 }
 
+# pick_host: on this machine or in the test host? LAZARET_TEST_HOST says, or what this machine can do; then that is told.
+pick_host() {
+    local vmm=${LAZARET_TARGET_DIR:-$top/target}/x86_64-unknown-linux-gnu/release/lazaret-vmm probe missing=()
+    [ -z "${LAZARET_TEST_HOST-}" ] || return 0
+    # One line of JSON: {"kvm":"absent|unusable|good","detail":"…"}
+    if ! probe=$("$vmm" --probe); then
+        echo "/dev/kvm on this machine is of no use ($probe): in the test host instead, which is some 20 times slower"
+        return
+    fi
+    [ "$(id -u)" = 0 ] || missing+=(root)
+    [ -e /sys/fs/cgroup/cgroup.controllers ] || missing+=('cgroup v2')
+    for command in containerd ctr runc; do command -v $command >/dev/null || missing+=($command); done
+    if [ ${#missing[@]} -gt 0 ]; then
+        echo "/dev/kvm is good here, but there is no $(IFS=,; echo "${missing[*]}"): in the test host instead"
+    else
+        echo "on this machine, with a containerd of its own that leaves nothing behind"
+        export LAZARET_TEST_HOST=direct
+    fi
+}
+
 # alive DIR: is the QEMU of this instance running?
 alive() {
     local pid

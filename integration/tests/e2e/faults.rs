@@ -116,8 +116,11 @@ fn a_container_that_asks_for_no_pid_namespace_cannot_harm_the_agent() {
     }
     let _host = beside_others();
     // Under runc its process 1 would be the host's; here it has a namespace of its own all the same.
-    let mut spec =
-        Spec::busybox(&["sh", "-c", "cat /proc/1/comm; kill -9 1; kill -SEGV 1; echo still here; exit 8"]);
+    let mut spec = Spec::busybox(&[
+        "/bin/sh",
+        "-c",
+        "cat /proc/1/comm; kill -9 1; kill -SEGV 1; echo still here; exit 8",
+    ]);
     let namespaces = spec.json["linux"]["namespaces"].as_array_mut().expect("the default has namespaces");
     namespaces.retain(|namespace| namespace["type"] != "pid");
     let run = Container::new("kill-agent").config(&spec.write()).run(&[]);

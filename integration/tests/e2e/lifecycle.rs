@@ -79,7 +79,8 @@ fn a_kill_of_a_stopped_task_finds_no_process() {
     container.wait_for_status("STOPPED");
     let run = container.task("kill", &[]);
     assert_ne!(run.code, 0, "{run}");
-    assert!(run.err().contains("not found"), "{run}");
+    // From containerd 2.1 on, ctr leaves the name of the code out.
+    assert!(run.err().contains("process already finished"), "{run}");
 }
 
 #[test]
@@ -112,7 +113,8 @@ fn a_created_container_waits_for_its_start() {
     let _host = beside_others();
     let container = Container::new("created");
     let mut create = container.ctr(&["container", "create", "--runtime", &container.runtime]);
-    create.args([BUSYBOX, &container.id, "sh", "-c", "echo hello"]);
+    // In containerd 1.6, ctr would take a `-c` of the command for its own.
+    create.args([BUSYBOX, &container.id, "echo", "hello"]);
     command::run(create).success();
     assert_eq!(container.status(), None, "a container is no task yet");
     let run = container.task("start", &[]);

@@ -132,7 +132,8 @@ pub(super) async fn launch(
         let stream = dialled(plan, &vm, &mut incoming).await?;
         let dialled = begun.elapsed();
         let agent = configure(plan, stream).await?;
-        log::info!("the guest is ready after {:?}: VMM {spawned:?}, agent {dialled:?}", begun.elapsed());
+        let [ready, spawned, dialled] = [begun.elapsed(), spawned, dialled].map(|time| time.as_millis());
+        log::info!("the guest is ready after {ready} ms: VMM {spawned} ms, agent {dialled} ms");
         Ok(agent)
     };
     let result = tokio::select! {
