@@ -42,7 +42,7 @@ impl Error {
         let ttrpc::Error::RpcStatus(status) = error else {
             return Self::Internal(format!("{call}: the connection to the guest's agent broke: {error}"));
         };
-        let message = status.message.clone();
+        let message = one_line(&status.message);
         match status.code() {
             Code::NOT_FOUND => Self::NotFound(message),
             Code::ALREADY_EXISTS => Self::AlreadyExists(message),
@@ -55,6 +55,12 @@ impl Error {
             _ => Self::Internal(message),
         }
     }
+}
+
+/// What a guest says is shown on terminals and kept in logs: one line of printable characters, not endless.
+fn one_line(message: &str) -> String {
+    const MOST: usize = 1024;
+    message.chars().take(MOST).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 impl From<Error> for ttrpc::Error {

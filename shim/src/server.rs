@@ -47,14 +47,25 @@ pub(crate) struct Setup {
 ///
 /// # Errors
 /// The kernel's; the state directory is removed again.
-pub(crate) fn prepare(state: &StateDir) -> io::Result<()> {
+pub(crate) fn prepare(state: &StateDir, socket: &Path) -> io::Result<()> {
     let named = |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
     if let Err(error) = state.create() {
         if error.kind() != io::ErrorKind::AlreadyExists {
             return Err(named(&state.path().display().to_string(), error));
         }
-        // Nobody answers at the socket, so what is there was left behind.
-        delete::clean(state, &state.load().unwrap_or_default());
+        let mut record = state.load().unwrap_or_default();
+        let lives = record.shim.is_some_and(|shim| shim.is_running()) && !record.ending;
+        if lives && record.socket != socket {
+            let of = record.shim.map_or(0, |shim| shim.pid);
+            let line = format!("it is the sandbox of process {of}, which another containerd has started");
+            return Err(named(
+                &state.path().display().to_string(),
+                io::Error::new(io::ErrorKind::AlreadyExists, line),
+            ));
+        }
+        // Nobody answered at the socket, so what is there was left behind; the socket is ours by now.
+        record.socket = PathBuf::new();
+        delete::clean(state, &record);
         state.create().map_err(|error| named(&state.path().display().to_string(), error))?;
     }
     let none = None::<&str>;
@@ -161,10 +172,10 @@ fn hostname(spec: &Spec) -> String {
 async fn abandoned(sandbox: &Arc<Sandbox>) {
     let (mut busy, over) = (sandbox.busy(), sandbox.over());
     loop {
-        let limit = if *over.borrow() { FAILED_TIMEOUT } else { IDLE_TIMEOUT };
         if busy.wait_for(|busy| !*busy).await.is_err() {
             return;
         }
+        let limit = if *over.borrow() { FAILED_TIMEOUT } else { IDLE_TIMEOUT };
         if tokio::time::timeout(limit, busy.wait_for(|busy| *busy)).await.is_err() {
             return;
         }

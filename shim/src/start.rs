@@ -117,7 +117,7 @@ fn wait_ready(mut reader: PipeReader) -> Result<(), StartError> {
 fn serve(setup: Setup, bootstrap: &Bootstrap, mut ready: PipeWriter, score: Option<i32>) -> io::Result<()> {
     let result = detach(&[setup.listener.as_raw_fd(), ready.as_raw_fd()])
         .and_then(|()| std::env::set_current_dir("/"))
-        .and_then(|()| server::prepare(&setup.state));
+        .and_then(|()| server::prepare(&setup.state, &setup.socket));
     if let Err(error) = result {
         return ready.write_all(error.to_string().as_bytes());
     }

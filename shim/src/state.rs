@@ -193,14 +193,14 @@ impl StateDir {
     /// The first thing that could not be removed; what is gone already is no error.
     pub fn remove(&self) -> io::Result<()> {
         let shared = self.shared();
-        for container in children(&shared) {
-            remove_container(&container)?;
+        for entry in children(&shared) {
+            if is_dir(&entry) { remove_container(&entry)? } else { remove_leaf(&entry)? }
         }
-        remove_dir(&shared)?;
+        remove_leaf(&shared)?;
         for file in ["console.log", "state.json", "state.json.new"] {
-            ignore_absent(fs::remove_file(self.0.join(file)))?;
+            remove_leaf(&self.0.join(file))?;
         }
-        remove_dir(&self.0)?;
+        remove_leaf(&self.0)?;
         // Other sandboxes may live in the namespace, and other namespaces beside it.
         let namespace = self.0.parent().filter(|namespace| fs::remove_dir(namespace).is_ok());
         namespace.and_then(Path::parent).map(fs::remove_dir);
@@ -214,25 +214,34 @@ impl StateDir {
 /// As [`StateDir::remove`].
 pub fn remove_container(directory: &Path) -> io::Result<()> {
     for mount in children(&directory.join("mounts")) {
-        let meta = fs::symlink_metadata(&mount)?;
-        if meta.is_dir() { remove_dir(&mount)? } else { ignore_absent(fs::remove_file(&mount))? }
+        remove_leaf(&mount)?;
     }
-    remove_dir(&directory.join("mounts"))?;
-    remove_dir(&directory.join("rootfs"))?;
-    remove_dir(directory)
+    remove_leaf(&directory.join("mounts"))?;
+    remove_leaf(&directory.join("rootfs"))?;
+    remove_leaf(directory)
 }
 
+/// What is in a directory; nothing in a symbolic link to one, which would lead out of the tree.
 fn children(directory: &Path) -> Vec<PathBuf> {
+    if !is_dir(directory) {
+        return Vec::new();
+    }
     fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
-fn remove_dir(path: &Path) -> io::Result<()> {
-    ignore_absent(fs::remove_dir(path))
-        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+fn is_dir(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
 }
 
-fn ignore_absent(result: io::Result<()>) -> io::Result<()> {
-    result.or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
+/// Removes an empty directory, or whatever else it is; what is gone already is no error.
+fn remove_leaf(path: &Path) -> io::Result<()> {
+    let removed = if is_dir(path) { fs::remove_dir(path) } else { fs::remove_file(path) };
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -43,6 +43,24 @@ fn what_a_forgotten_mount_holds_is_never_removed() {
 }
 
 #[test]
+fn what_a_guest_may_have_planted_leads_nowhere() {
+    let (root, state) = state();
+    state.create().unwrap();
+    let precious = root.path().join("precious");
+    fs::create_dir(&precious).unwrap();
+    fs::write(precious.join("file"), "precious").unwrap();
+    let shared = state.shared();
+    std::os::unix::fs::symlink(&precious, shared.join("x")).unwrap();
+    fs::create_dir(shared.join("y")).unwrap();
+    std::os::unix::fs::symlink(&precious, shared.join("y/mounts")).unwrap();
+    std::os::unix::fs::symlink(&precious, shared.join("y/rootfs")).unwrap();
+    fs::write(shared.join("file"), "").unwrap();
+    state.remove().unwrap();
+    assert!(!state.path().exists());
+    assert_eq!(fs::read_to_string(precious.join("file")).unwrap(), "precious");
+}
+
+#[test]
 fn a_second_sandbox_of_the_name_is_refused() {
     let (_root, state) = state();
     state.create().unwrap();

@@ -22,6 +22,9 @@ const DRAIN_BEFORE_DELETE: Duration = Duration::from_secs(10);
 /// How long the exit of a container's own process waits for those of its execs, which end with it.
 const EXECS_BEFORE_INIT: Duration = Duration::from_secs(5);
 
+/// How long a container's own process may take to end after SIGKILL: what it waits for of the host may take its time.
+const KILLED_ENDS: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(30) };
+
 /// A container of the sandbox.
 pub(crate) struct Container {
     pub id: String,
@@ -160,10 +163,22 @@ impl Container {
 
     /// # Errors
     /// [`Error::NotFound`] when the process has ended; the agent's.
-    pub(crate) async fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<()> {
+    pub(crate) async fn kill(self: &Arc<Self>, exec_id: &str, signal: u32, all: bool) -> Result<()> {
         let process = self.process(exec_id)?;
         process.check_kill()?;
-        self.guest.signal(&process.key, signal, all).await
+        let sent = self.guest.signal(&process.key, signal, all).await;
+        if i32::try_from(signal) == Ok(libc::SIGKILL) && exec_id.is_empty() {
+            tokio::spawn(self.clone().must_end());
+        }
+        sent
+    }
+
+    /// A container that was killed ends, whatever its guest says; if it must be, with its VM.
+    async fn must_end(self: Arc<Self>) {
+        if tokio::time::timeout(KILLED_ENDS, self.init.wait()).await.is_err() {
+            log::error!("container {} does not end after SIGKILL: its VM is ended", self.id);
+            self.guest.stop().await;
+        }
     }
 
     /// # Errors
@@ -253,7 +268,8 @@ impl Container {
     }
 
     async fn until_ended(self: Arc<Self>, process: Arc<Process>) {
-        let Some(exit) = self.guest.wait(&process.key).await else { return };
+        let told = || matches!(process.status(), Status::Stopped(_));
+        let Some(exit) = self.guest.wait(&process.key, told).await else { return };
         process.ended();
         process.drain(DRAIN_BEFORE_EXIT).await;
         if process.key.exec.is_empty() {

@@ -21,11 +21,12 @@ use ttrpc::context::{Context, with_duration};
 /// How long the agent may take for a call; making a container reads its image's files.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the agent may take to send a signal. A guest that cannot do that does not work any more.
-const SIGNAL_TIMEOUT: Duration = Duration::from_secs(10);
+const SIGNAL_TIMEOUT: Duration =
+    if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(10) };
 /// How long the agent may take to answer a stdio stream's header.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long the agent may take to write everything back.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the agent may take to kill what runs and to write everything back: five seconds for the one, thirty for the other.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(36);
 
 /// A process in the guest: its container, and its exec id, empty for the container's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,8 +84,12 @@ impl Guest {
             stdio: Some(stdio).into(),
             ..Default::default()
         };
-        self.call("creating the container", self.agent.create_container(within(CALL_TIMEOUT), &request))
-            .await?;
+        self.call(
+            "creating the container",
+            CALL_TIMEOUT,
+            self.agent.create_container(within(CALL_TIMEOUT), &request),
+        )
+        .await?;
         Ok(())
     }
 
@@ -98,7 +103,12 @@ impl Guest {
             stdio: Some(stdio).into(),
             ..Default::default()
         };
-        self.call("creating the process", self.agent.create_exec(within(CALL_TIMEOUT), &request)).await?;
+        self.call(
+            "creating the process",
+            CALL_TIMEOUT,
+            self.agent.create_exec(within(CALL_TIMEOUT), &request),
+        )
+        .await?;
         Ok(())
     }
 
@@ -106,17 +116,23 @@ impl Guest {
     /// The agent's.
     pub(crate) async fn start(&self, key: &ProcessKey) -> Result<()> {
         let request = key.request();
-        self.call("starting the process", self.agent.start_process(within(CALL_TIMEOUT), &request)).await?;
+        self.call(
+            "starting the process",
+            CALL_TIMEOUT,
+            self.agent.start_process(within(CALL_TIMEOUT), &request),
+        )
+        .await?;
         Ok(())
     }
 
-    /// Waits for the end of a process, which the end of the VM is as well. `None` when the agent does not know the
-    /// process any more: it has been deleted.
-    pub(crate) async fn wait(&self, key: &ProcessKey) -> Option<Exit> {
+    /// Waits for the end of a process, which the end of the VM is as well. An agent that does not know the process says
+    /// so of one that has been deleted; of any other it is the guest's end.
+    pub(crate) async fn wait(&self, key: &ProcessKey, deleted: impl Fn() -> bool) -> Option<Exit> {
         let request = key.request();
-        let status = match self.call("waiting", self.agent.wait_process(Context::default(), &request)).await {
+        let status = match self.answer("waiting", self.agent.wait_process(Context::default(), &request)).await
+        {
             Ok(answer) => answer.exit_status,
-            Err(Error::NotFound(_)) if self.is_alive() => return None,
+            Err(Error::NotFound(_)) if deleted() => return None,
             Err(error) => {
                 if self.is_alive() {
                     log::error!("the VM is ended: {error}");
@@ -141,8 +157,9 @@ impl Guest {
             all,
             ..Default::default()
         };
-        let result =
-            self.call("signalling", self.agent.signal_process(within(SIGNAL_TIMEOUT), &request)).await;
+        let result = self
+            .call("signalling", SIGNAL_TIMEOUT, self.agent.signal_process(within(SIGNAL_TIMEOUT), &request))
+            .await;
         let kill = i32::try_from(signal) == Ok(libc::SIGKILL) && key.exec.is_empty();
         match result {
             Ok(_) => Ok(()),
@@ -166,8 +183,12 @@ impl Guest {
             height,
             ..Default::default()
         };
-        self.call("resizing the terminal", self.agent.resize_terminal(within(CALL_TIMEOUT), &request))
-            .await?;
+        self.call(
+            "resizing the terminal",
+            CALL_TIMEOUT,
+            self.agent.resize_terminal(within(CALL_TIMEOUT), &request),
+        )
+        .await?;
         Ok(())
     }
 
@@ -177,7 +198,10 @@ impl Guest {
             return;
         }
         let request = key.request();
-        match self.call("deleting", self.agent.delete_process(within(CALL_TIMEOUT), &request)).await {
+        match self
+            .call("deleting", CALL_TIMEOUT, self.agent.delete_process(within(CALL_TIMEOUT), &request))
+            .await
+        {
             Ok(_) | Err(Error::NotFound(_)) => {}
             Err(error) => log::warn!("the agent keeps a process that is deleted: {error}"),
         }
@@ -188,7 +212,7 @@ impl Guest {
         if self.is_alive() {
             let nothing = Empty::default();
             let call = self.agent.shutdown(within(SHUTDOWN_TIMEOUT), &nothing);
-            if let Err(error) = self.call("shutting down", call).await {
+            if let Err(error) = self.call("shutting down", SHUTDOWN_TIMEOUT, call).await {
                 log::warn!("the guest may not have written everything back: {error}");
             }
         }
@@ -230,8 +254,23 @@ impl Guest {
         tokio::time::timeout(STREAM_TIMEOUT, handshake).await.map_err(late)?
     }
 
-    /// Runs a call to the agent until it answers or the VM ends.
-    async fn call<T>(&self, what: &str, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T> {
+    /// Runs a call to the agent until it answers, the VM ends or `limit` has passed.
+    async fn call<T>(
+        &self,
+        what: &str,
+        limit: Duration,
+        call: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T> {
+        match tokio::time::timeout(limit, self.answer(what, call)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Error::DeadlineExceeded(format!(
+                "{what}: the guest's agent did not answer within {} s",
+                limit.as_secs()
+            ))),
+        }
+    }
+
+    async fn answer<T>(&self, what: &str, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T> {
         let mut ended = self.vm.ended();
         let error = tokio::select! {
             // The answer first: it may be the last thing the guest did.
@@ -259,6 +298,7 @@ impl Guest {
     }
 }
 
+/// For ttrpc, whose own deadline counts as a broken connection: later than ours.
 fn within(limit: Duration) -> Context {
-    with_duration(limit)
+    with_duration(limit + Duration::from_secs(5))
 }

@@ -277,7 +277,7 @@ impl Sandbox {
         Ok(exit)
     }
 
-    /// Takes away a container whose creator has left meanwhile.
+    /// Takes away a container whose creator has left meanwhile, and its VM.
     pub(crate) async fn discard(&self, id: &str) {
         log::warn!("the caller of Create left before its answer: container {id} is taken away");
         if let Ok(container) = self.container(id) {
@@ -285,6 +285,8 @@ impl Sandbox {
             if let Err(error) = self.delete(id).await {
                 log::error!("container {id}: {error}");
             }
+            self.over.send_replace(true);
+            container.guest.stop().await;
         }
     }
 

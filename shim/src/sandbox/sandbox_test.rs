@@ -1,4 +1,4 @@
-use super::test_support::{Script, Stage, in_namespace};
+use super::test_support::{Killing, Script, Stage, in_namespace};
 use super::*;
 use crate::state::ProcessId;
 use lazaret_agent_api::agent::stream_header::Kind;
@@ -93,6 +93,30 @@ fn an_exit_that_overtakes_its_start_is_told_after_it() {
         container.start("").await.unwrap();
         assert_eq!(container.process("").unwrap().wait().await.unwrap().status, 7);
         assert_eq!(stage.told(), ["/tasks/create", "/tasks/start", "/tasks/exit"]);
+    });
+}
+
+#[test]
+fn a_guest_that_does_not_kill_is_ended() {
+    for killing in [Killing::Pretended, Killing::Ignored] {
+        let script = Script { killing, ..Script::default() };
+        on_stage(script, async |stage: &mut Stage, bundle: PathBuf| {
+            stage.sandbox.create(new(&bundle)).await.unwrap();
+            let container = stage.sandbox.container("c1").unwrap();
+            container.start("").await.unwrap();
+            container.kill("", libc::SIGKILL.unsigned_abs(), false).await.unwrap();
+            assert_eq!(container.process("").unwrap().wait().await.unwrap().status, 137);
+        });
+    }
+}
+
+#[test]
+fn a_guest_that_denies_a_running_process_is_ended() {
+    let script = Script { forgets: true, ..Script::default() };
+    on_stage(script, async |stage: &mut Stage, bundle: PathBuf| {
+        stage.sandbox.create(new(&bundle)).await.unwrap();
+        let container = stage.sandbox.container("c1").unwrap();
+        assert_eq!(container.process("").unwrap().wait().await.unwrap().status, 137);
     });
 }
 

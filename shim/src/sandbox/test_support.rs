@@ -62,6 +62,20 @@ pub(super) struct Script {
     pub(super) refuses: Option<Kind>,
     /// `StartProcess` answers only when the process has ended and its end was told.
     pub(super) ends_before_start_answers: bool,
+    /// What `SignalProcess` does besides killing.
+    pub(super) killing: Killing,
+    /// `WaitProcess` knows no process.
+    pub(super) forgets: bool,
+}
+
+#[derive(Default, PartialEq, Eq)]
+pub(super) enum Killing {
+    #[default]
+    Done,
+    /// It answers, and kills nothing.
+    Pretended,
+    /// It never answers.
+    Ignored,
 }
 
 /// The agent's state.
@@ -131,6 +145,10 @@ impl Agent for Handle {
         _: &TtrpcContext,
         r: agent::ProcessRequest,
     ) -> ttrpc::Result<agent::WaitProcessResponse> {
+        if self.0.script.forgets {
+            let status = get_status(Code::NOT_FOUND, "there is no such process");
+            return Err(ttrpc::Error::RpcStatus(status));
+        }
         let mut exits = self.0.exits.subscribe();
         let exits = exits.wait_for(|exits| exits.contains_key(&r.exec_id)).await.unwrap();
         self.0.told.send_replace(true);
@@ -143,6 +161,11 @@ impl Agent for Handle {
         r: agent::SignalProcessRequest,
     ) -> ttrpc::Result<agent::Empty> {
         let answer = self.0.answer("signal", &r.exec_id);
+        match self.0.script.killing {
+            Killing::Done => {}
+            Killing::Pretended => return answer,
+            Killing::Ignored => std::future::pending().await,
+        }
         self.0.exit(&r.exec_id, 128 + r.signal);
         answer
     }
