@@ -107,11 +107,15 @@ impl Agent for AgentService {
     async fn delete_process(&self, _: &TtrpcContext, request: ProcessRequest) -> Answer<Empty> {
         let containers = self.containers.clone();
         to_its_end(async move {
-            containers.delete(&request.container_id, &request.exec_id).await?;
+            let deleted = containers.delete(&request.container_id, &request.exec_id).await;
             if request.exec_id.is_empty() {
+                // Whether or not something of the container is left, its files are the user's.
                 let internal =
                     |error| RpcError::Internal(format!("container {}: {error}", request.container_id));
-                shared::sync().await.map_err(internal)?;
+                let synced = shared::sync().await.map_err(internal);
+                deleted.and(synced)?;
+            } else {
+                deleted?;
             }
             Ok(Empty::new())
         })

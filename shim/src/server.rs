@@ -103,7 +103,6 @@ async fn serve(setup: Setup) -> io::Result<()> {
     let record = Record {
         shim: ProcessId::of(std::process::id().try_into().map_err(io::Error::other)?).ok(),
         socket: setup.socket.clone(),
-        image: setup.spec.annotation("io.kubernetes.cri.image-name").unwrap_or_default().into(),
         ..Record::default()
     };
     setup.state.save(&record)?;

@@ -40,8 +40,6 @@ pub struct Record {
     pub cgroups: Vec<PathBuf>,
     pub vcpus: u32,
     pub memory_mib: u64,
-    /// The container's image, as far as the spec's annotations tell; for `lazaret ps`.
-    pub image: String,
 }
 
 /// The state directory of one sandbox.

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
-/// containerd's limit for ids, which the paths of sockets can bear.
+/// containerd's limit for ids.
 const MAX_ID: usize = 76;
 /// How long the guest's end waits for that of its containers.
 const KILLED: Duration = Duration::from_secs(5);

@@ -3,6 +3,7 @@
 
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -28,7 +29,9 @@ pub(crate) enum ConsoleError {
 
 pub(crate) struct ConsoleSocket {
     listener: UnixListener,
+    /// Leads through a descriptor: a socket's path is shorter than an id may be (unix(7)).
     pub(crate) path: PathBuf,
+    _directory: File,
 }
 
 impl ConsoleSocket {
@@ -37,11 +40,11 @@ impl ConsoleSocket {
     /// # Errors
     /// [`ConsoleError::Listen`].
     pub(crate) fn bind(directory: &Path) -> Result<Self, ConsoleError> {
-        let path = directory.join("console");
-        match UnixListener::bind(&path) {
-            Ok(listener) => Ok(Self { listener, path }),
-            Err(error) => Err(ConsoleError::Listen(path, error)),
-        }
+        let failed = |error| ConsoleError::Listen(directory.join("console"), error);
+        let directory = File::open(directory).map_err(failed)?;
+        let path = format!("/proc/{}/fd/{}/console", std::process::id(), directory.as_raw_fd());
+        let listener = UnixListener::bind(&path).map_err(failed)?;
+        Ok(Self { listener, path: path.into(), _directory: directory })
     }
 
     /// # Errors
