@@ -3,7 +3,8 @@
 //! ```text
 //!   before                          after
 //!   /            the host's         /         an empty tmpfs, read only
-//!   PATH/…       the sandbox's      /shared   a slave of PATH: what is mounted below it later shows up
+//!   PATH/…       the sandbox's      /shared   a slave of PATH, read only; what is mounted below it, now or later, shows
+//!                                             up as writable as it is there
 //!   descriptors  any                0, 1, 2, the control channel, and what came over it
 //!   capabilities root's             those that serving files for any user takes, or none
 //! ```
@@ -17,6 +18,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
 use nix::unistd::{chdir, mkdir, pivot_root};
+use std::ffi::CString;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
@@ -109,6 +111,7 @@ pub fn enter(shared: Option<&Path>) -> Result<(), JailError> {
         let source = format!("/proc/self/fd/{}", tree.as_raw_fd());
         mount(Some(source.as_str()), inside, NOTHING, MsFlags::MS_BIND | MsFlags::MS_REC, NOTHING)
             .map_err(refused(path))?;
+        make_read_only(inside).map_err(step("make /shared read only"))?;
     }
     let read_only = protection | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
     mount(NOTHING, ".", NOTHING, read_only, NOTHING).map_err(step("make its root read only"))?;
@@ -119,6 +122,28 @@ pub fn enter(shared: Option<&Path>) -> Result<(), JailError> {
 
     nix::sys::prctl::set_no_new_privs().map_err(step("forbid new privileges"))?;
     keep_capabilities(if shared.is_some() { FILE_CAPABILITIES } else { 0 }).map_err(step("drop capabilities"))
+}
+
+/// Makes the mount at `place` read only: that one alone, in all else as it was.
+///
+/// The top of the tree is a directory of the host's own, on its `/run`. Mounts propagate, flags do not: what is below has
+/// its own, and nothing that is done to the original makes this one writable again.
+fn make_read_only(place: &str) -> Result<(), Errno> {
+    let attributes =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let place = CString::new(place).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the path is terminated, and outlives the call as the attributes do, whose size it is told.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            place.as_ptr(),
+            0,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    Errno::result(result).map(drop)
 }
 
 /// Keeps no more than `set` (of the first 32 capabilities) of what the thread has.

@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -186,6 +186,8 @@ fn with_shared_tree(directory: &Path, test: impl FnOnce(&Path) + Send) {
             unshare(CloneFlags::CLONE_NEWNS).unwrap();
             mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none).unwrap();
             mount(Some(directory), directory, none, MsFlags::MS_BIND, none).unwrap();
+            let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+            mount(none, directory, none, flags, none).unwrap();
             mount(none, directory, none, MsFlags::MS_SHARED, none).unwrap();
             test(directory);
         });
@@ -218,15 +220,21 @@ fn the_jail_holds_the_shared_tree_and_what_is_mounted_there_later() {
         let root = vmm.proc("root");
         let names: Vec<_> = fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names, ["shared"], "the jail's root holds more than the tree");
-        assert!(File::create(format!("{root}/file")).is_err(), "the jail's root is writable");
+        for place in ["", "shared", "shared/rootfs"] {
+            let made = File::create(format!("{root}/{place}/file")).map_err(|error| error.kind());
+            assert_eq!(made.err(), Some(ErrorKind::ReadOnlyFilesystem), "the jail's /{place} is writable");
+        }
         let mounts = fs::read_to_string(vmm.proc("mountinfo")).unwrap();
         assert_eq!(mounts.lines().count(), 2, "{mounts}");
+        assert!(mounts.contains(" /shared ro,nosuid,nodev"), "{mounts}");
         assert!(!mounts.contains("shared:"), "what is mounted in the jail would come out: {mounts}");
 
         let none: Option<&str> = None;
         mount(Some("tmpfs"), &tree.join("rootfs"), Some("tmpfs"), MsFlags::empty(), none).unwrap();
         fs::write(tree.join("rootfs/late"), "seen").unwrap();
         assert_eq!(fs::read_to_string(format!("{root}/shared/rootfs/late")).unwrap(), "seen");
+        fs::write(format!("{root}/shared/rootfs/back"), "seen too").unwrap();
+        assert_eq!(fs::read_to_string(tree.join("rootfs/back")).unwrap(), "seen too");
 
         let status = fs::read_to_string(vmm.proc("status")).unwrap();
         let field = |name: &str| {

@@ -2,14 +2,17 @@
 
 use super::FsDevice;
 use super::guest::{Guest, c, is_root};
+use crate::jail;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-use nix::unistd::pivot_root;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::mpsc::channel;
-use virtiofsd::fuse::{ATTR_SUBMOUNT, LinkIn, MknodIn, Opcode, ROOT_ID, RenameIn, WriteIn};
+use virtiofsd::fuse::{
+    ATTR_SUBMOUNT, CreateIn, LinkIn, MkdirIn, MknodIn, Opcode, ROOT_ID, RenameIn, SetattrIn, SetxattrIn,
+    WriteIn,
+};
 use vm_memory::ByteValued;
 
 const NONE: Option<&str> = None;
@@ -155,39 +158,127 @@ fn a_single_file_shows_nothing_beside_it() {
     });
 }
 
+/// Runs `test` in the jail, around a tree that holds `file` and `rootfs/`. What it hands to its second argument is done
+/// outside, where the shim is, in the tree.
+fn with_jail(test: impl FnOnce(&mut Guest, &dyn Fn(fn(&Path))) + Send) {
+    with_mounts(|dir| {
+        tmpfs(dir);
+        mount(NONE, dir, NONE, MsFlags::MS_SHARED, NONE).unwrap();
+        fs::write(dir.join("file"), b"unchanged").unwrap();
+        fs::create_dir(dir.join("rootfs")).unwrap();
+        let (ask, asked) = channel::<fn(&Path)>();
+        let (answer, answered) = channel();
+        std::thread::scope(|scope| {
+            let vmm = scope.spawn(move || {
+                let device = FsDevice::new("test", jail::SHARED).unwrap();
+                jail::enter(Some(dir)).unwrap();
+                let mut guest = Guest::silent(device);
+                guest.init().unwrap();
+                test(&mut guest, &|errand| {
+                    ask.send(errand).unwrap();
+                    answered.recv().unwrap();
+                });
+            });
+            for errand in asked {
+                errand(dir);
+                answer.send(()).unwrap();
+            }
+            vmm.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        });
+    });
+}
+
+/// Asks for changes of all kinds in the directory `node`, which holds `file`.
+fn changes(guest: &mut Guest, node: u64) -> Vec<(Opcode, Result<Vec<u8>, i32>)> {
+    let file = guest.lookup(node, "file").unwrap().nodeid;
+    let mode = SetattrIn { valid: 1, mode: 0o700, ..SetattrIn::default() };
+    let size = SetattrIn { valid: 1 << 3, size: 0, ..SetattrIn::default() };
+    let fifo = MknodIn { mode: libc::S_IFIFO | 0o600, ..MknodIn::default() };
+    let mkdir = MkdirIn { mode: 0o700, umask: 0 };
+    let create =
+        CreateIn { flags: libc::O_RDWR.cast_unsigned(), mode: libc::S_IFREG | 0o600, ..CreateIn::default() };
+    let xattr = SetxattrIn { size: 1, ..SetxattrIn::default() };
+    let asked = [
+        (Opcode::Create, node, [create.as_slice(), &c("created")].concat()),
+        (Opcode::Mkdir, node, [mkdir.as_slice(), &c("dir")].concat()),
+        (Opcode::Symlink, node, [c("link"), c("/etc/passwd")].concat()),
+        (Opcode::Mknod, node, [fifo.as_slice(), &c("fifo")].concat()),
+        (Opcode::Link, node, [LinkIn { oldnodeid: file }.as_slice(), &c("second")].concat()),
+        (Opcode::Setattr, node, mode.as_slice().to_vec()),
+        (Opcode::Setattr, file, mode.as_slice().to_vec()),
+        (Opcode::Setattr, file, size.as_slice().to_vec()),
+        (Opcode::Setxattr, node, [xattr.as_slice(), &c("user.berth"), b"4"].concat()),
+        (Opcode::Open, file, [libc::O_RDWR, 0].map(i32::to_le_bytes).concat()),
+        (Opcode::Rename, node, [RenameIn { newdir: node }.as_slice(), &c("file"), &c("moved")].concat()),
+        (Opcode::Unlink, node, c("moved")),
+        (Opcode::Rmdir, node, c("dir")),
+    ];
+    asked.into_iter().map(|(opcode, node, body)| (opcode, guest.ask(opcode, node, &body))).collect()
+}
+
+#[test]
+fn in_the_jail_the_top_is_read_only_and_what_is_mounted_below_is_not() {
+    with_jail(|guest, shim| {
+        for (opcode, result) in changes(guest, ROOT_ID) {
+            assert_eq!(result.unwrap_err(), libc::EROFS, "{opcode:?}");
+        }
+        let rootfs = guest.lookup(ROOT_ID, "rootfs").unwrap().nodeid;
+        assert_eq!(guest.create(rootfs, "f", 0o600).unwrap_err(), libc::EROFS);
+
+        // Mounts come in, flags do not: the shim's own top stays writable, and may be remounted.
+        shim(|tree| {
+            mount(NONE, tree, NONE, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, NONE)
+                .unwrap();
+            mount(NONE, tree, NONE, MsFlags::MS_BIND | MsFlags::MS_REMOUNT, NONE).unwrap();
+            fs::write(tree.join("of the shim"), b"").unwrap();
+            tmpfs(&tree.join("rootfs"));
+            fs::write(tree.join("rootfs/file"), b"").unwrap();
+        });
+        for (opcode, result) in changes(guest, ROOT_ID) {
+            assert_eq!(result.unwrap_err(), libc::EROFS, "{opcode:?}");
+        }
+        guest.lookup(ROOT_ID, "of the shim").unwrap();
+        let rootfs = guest.lookup(ROOT_ID, "rootfs").unwrap().nodeid;
+        for (opcode, result) in changes(guest, rootfs) {
+            assert!(result.is_ok(), "{opcode:?}: {result:?}");
+        }
+
+        shim(|tree| {
+            assert_eq!(fs::read(tree.join("file")).unwrap(), b"unchanged");
+            assert!(tree.join("rootfs/created").exists());
+            umount2(&tree.join("rootfs"), MntFlags::MNT_DETACH).unwrap();
+        });
+        let rootfs = guest.lookup(ROOT_ID, "rootfs").unwrap().nodeid;
+        assert_eq!(guest.create(rootfs, "f", 0o600).unwrap_err(), libc::EROFS);
+    });
+}
+
 /// The jail: a root that holds the tree and nothing else, no `/proc`.
 #[test]
 fn it_serves_from_a_jail_without_proc() {
-    with_mounts(|dir| {
-        let device = FsDevice::new("test", "/shared").unwrap();
-        tmpfs(&dir.join("jail"));
-        tmpfs(&dir.join("tree"));
-        fs::create_dir(dir.join("jail/shared")).unwrap();
-        bind(&dir.join("tree"), &dir.join("jail/shared"), MsFlags::empty());
-        std::env::set_current_dir("/").unwrap();
-        pivot_root(&dir.join("jail"), &dir.join("jail")).unwrap();
-        umount2("/", MntFlags::MNT_DETACH).unwrap();
+    with_jail(|guest, shim| {
         assert!(!Path::new("/proc").exists());
-
-        let mut guest = Guest::silent(device);
-        guest.init().unwrap();
-        fs::set_permissions("/shared", fs::Permissions::from_mode(0o777)).unwrap();
+        shim(|tree| {
+            tmpfs(&tree.join("rootfs"));
+            fs::set_permissions(tree.join("rootfs"), fs::Permissions::from_mode(0o777)).unwrap();
+        });
+        let rootfs = guest.lookup(ROOT_ID, "rootfs").unwrap().nodeid;
         guest.user = (1000, 1000);
-        let (file, fh) = guest.create(ROOT_ID, "f", 0o755).unwrap();
-        assert_eq!(fs::metadata("/shared/f").unwrap().uid(), 1000);
+        let (file, fh) = guest.create(rootfs, "f", 0o755).unwrap();
+        assert_eq!(fs::metadata("/shared/rootfs/f").unwrap().uid(), 1000);
         let again = guest.open(file.nodeid, libc::O_RDWR).unwrap();
         guest.write(file.nodeid, again, 0, b"x").unwrap();
 
         // Capabilities are dropped for one write; libcap-ng does without /proc as well.
-        fs::set_permissions("/shared/f", fs::Permissions::from_mode(0o4755)).unwrap();
+        fs::set_permissions("/shared/rootfs/f", fs::Permissions::from_mode(0o4755)).unwrap();
         let write = WriteIn { fh, size: 1, write_flags: 1 << 2, ..WriteIn::default() };
         guest.ask(Opcode::Write, file.nodeid, &[write.as_slice(), b"y"].concat()).unwrap();
-        assert_eq!(fs::metadata("/shared/f").unwrap().mode() & 0o7777, 0o755);
+        assert_eq!(fs::metadata("/shared/rootfs/f").unwrap().mode() & 0o7777, 0o755);
 
         // Extended attributes of a fifo are reached by way of /proc/self/fd.
         let node = MknodIn { mode: libc::S_IFIFO | 0o644, ..MknodIn::default() };
-        guest.ask(Opcode::Mknod, ROOT_ID, &[node.as_slice(), &c("fifo")].concat()).unwrap();
-        let fifo = guest.lookup(ROOT_ID, "fifo").unwrap().nodeid;
+        guest.ask(Opcode::Mknod, rootfs, &[node.as_slice(), &c("fifo")].concat()).unwrap();
+        let fifo = guest.lookup(rootfs, "fifo").unwrap().nodeid;
         let list = guest.ask(Opcode::Listxattr, fifo, &1024u64.to_le_bytes());
         assert!(list.is_ok(), "{list:?}");
         for name in ["..", "/", "../proc"] {
