@@ -11,7 +11,7 @@ use crate::machine::{Ended, Machine, MachineError, Placement};
 use crate::stop::Stop;
 use crate::virtio::blk::Blk;
 use crate::virtio::console::Console;
-use crate::virtio::fs::{FsDevice, FsError};
+use crate::virtio::fs::{FsDevice, FsError, raise_open_files};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Connector, Timeouts, Vsock, VsockError};
 use lazaret_vmm_wire::{Cause, Channel, ChannelError, Event, Request, Stopped, VmConfig};
@@ -91,9 +91,11 @@ fn serve(
     }
     set_nonblocking(channel)?;
 
-    // The device opens what it needs of /proc; after the jail is closed there is none.
-    let fs = config.shared.as_ref().map(|shared| FsDevice::new(&shared.tag, jail::SHARED)).transpose()?;
-    jail::enter(config.shared.as_ref().map(|shared| shared.path.as_path()))?;
+    if config.shared.is_some() {
+        // In the jail there is no capability for it.
+        raise_open_files()?;
+    }
+    let own_descriptors = jail::enter(config.shared.as_ref().map(|shared| shared.path.as_path()))?;
 
     let log = BoundedLog::new(log, CONSOLE_LOG)
         .map_err(|source| ControlError::Descriptor { what: "the console's log".into(), source })?;
@@ -103,7 +105,8 @@ fn serve(
     machine.add("console", Box::new(Console::new(output.clone(), None)), Placement::Shared)?;
     machine.add("rng", Box::new(Rng), Placement::Shared)?;
     let connector = add_vsock(&mut machine, &config, channel)?;
-    if let Some(fs) = fs {
+    if let (Some(shared), Some(own_descriptors)) = (&config.shared, own_descriptors) {
+        let fs = FsDevice::new(&shared.tag, jail::SHARED, own_descriptors)?;
         machine.add("fs", Box::new(fs), Placement::Own)?;
     }
     machine.boot(&mut kernel, &config.cmdline)?;

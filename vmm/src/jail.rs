@@ -5,12 +5,15 @@
 //!   /            the host's         /         an empty tmpfs, read only
 //!   PATH/…       the sandbox's      /shared   a slave of PATH, read only; what is mounted below it, now or later, shows
 //!                                             up as writable as it is there
-//!   descriptors  any                0, 1, 2, the control channel, and what came over it
+//!   /proc        the host's         none
+//!   descriptors  any                0, 1, 2, the control channel, what came over it, and with a tree that of /proc/self/fd,
+//!                                             from which `..` leads nowhere
 //!   capabilities root's             those that serving files for any user takes, or none
+//!   user         0                  0
 //! ```
 //!
-//! The process stays in the network namespace and cgroup it was started in. A seccomp filter for each thread will be set
-//! where the threads start.
+//! The process stays in the network, pid, IPC and user namespaces and the cgroup it was started in: what that leaves it is
+//! in the README. A seccomp filter for each thread will be set where the threads start.
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -19,6 +22,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
 use nix::unistd::{chdir, mkdir, pivot_root};
 use std::ffi::CString;
+use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
@@ -82,11 +86,12 @@ pub fn close_others(keep: RawFd) -> Result<(), JailError> {
 }
 
 /// Leaves the host's file system for one that holds only `shared`, and gives up what is not needed. It must be called
-/// while the process has one thread.
+/// while the process has one thread. With `shared` it returns the directory of the process's own descriptors, which
+/// serving the tree needs.
 ///
 /// # Errors
 /// See [`JailError`]; the process must not go on then.
-pub fn enter(shared: Option<&Path>) -> Result<(), JailError> {
+pub fn enter(shared: Option<&Path>) -> Result<Option<File>, JailError> {
     unshare(CloneFlags::CLONE_NEWNS).map_err(step("get a mount namespace"))?;
     // Slaves rather than private mounts: of all that is shared, only the tree below keeps it, and needs it.
     mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_SLAVE, NOTHING)
@@ -98,6 +103,10 @@ pub fn enter(shared: Option<&Path>) -> Result<(), JailError> {
                 .map_err(refused(path))
         })
         .transpose()?;
+    let descriptors = shared
+        .map(|_| own_descriptors())
+        .transpose()
+        .map_err(step("take the directory of its descriptors along"))?;
 
     let protection = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("tmpfs"), WORKSHOP, Some("tmpfs"), protection, Some("size=4k,nr_inodes=4,mode=555"))
@@ -121,7 +130,21 @@ pub fn enter(shared: Option<&Path>) -> Result<(), JailError> {
     chdir("/").map_err(step("enter its root"))?;
 
     nix::sys::prctl::set_no_new_privs().map_err(step("forbid new privileges"))?;
-    keep_capabilities(if shared.is_some() { FILE_CAPABILITIES } else { 0 }).map_err(step("drop capabilities"))
+    keep_capabilities(if shared.is_some() { FILE_CAPABILITIES } else { 0 })
+        .map_err(step("drop capabilities"))?;
+    Ok(descriptors)
+}
+
+/// Opens `/proc/self/fd` so that nothing else of `/proc` can be reached from it.
+///
+/// A descriptor of a directory is a way to all that is above it in its mount, `/proc/sys` here, also when that mount has
+/// been left. So the directory is made a mount of its own, and taken off again: its `..` is itself.
+fn own_descriptors() -> Result<File, Errno> {
+    const PLACE: &str = "/proc";
+    mount(Some("/proc/self/fd"), PLACE, NOTHING, MsFlags::MS_BIND, NOTHING)?;
+    let directory = open(PLACE, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    umount2(PLACE, MntFlags::MNT_DETACH)?;
+    Ok(directory.into())
 }
 
 /// Makes the mount at `place` read only: that one alone, in all else as it was.
@@ -171,3 +194,7 @@ fn keep_capabilities(set: u32) -> Result<(), Errno> {
     // SAFETY: as above.
     Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) }).map(drop)
 }
+
+#[cfg(test)]
+#[path = "jail_test.rs"]
+mod tests;

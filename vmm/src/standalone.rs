@@ -5,7 +5,7 @@ use crate::machine::{Machine, MachineError, Placement};
 use crate::terminal::{Keyboard, RawMode, Signals, Typed};
 use crate::virtio::blk::Blk;
 use crate::virtio::console::Console;
-use crate::virtio::fs::{FsDevice, FsError};
+use crate::virtio::fs::{FsDevice, FsError, own_descriptors};
 use crate::virtio::rng::Rng;
 use clap::Args;
 use lazaret_vmm_wire::Cause;
@@ -179,7 +179,7 @@ pub fn run(flags: &Flags) -> Result<bool, StandaloneError> {
     machine.add("console", Box::new(Console::new(console, input)), Placement::Shared)?;
     machine.add("rng", Box::new(Rng), Placement::Shared)?;
     if let Some(shared) = &flags.shared {
-        let device = FsDevice::new(&shared.tag, &shared.directory)?;
+        let device = FsDevice::new(&shared.tag, &shared.directory, own_descriptors()?)?;
         machine.add("fs", Box::new(device), Placement::Own)?;
     }
     machine.boot(&mut kernel, &flags.cmdline)?;

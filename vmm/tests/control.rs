@@ -248,16 +248,24 @@ fn the_jail_holds_the_shared_tree_and_what_is_mounted_there_later() {
         assert_eq!(field("CapInh:"), "0000000000000000");
 
         // Besides the standard three: the channel, KVM, what was handed over, and the server's own directory of
-        // descriptors. No path of the host's.
+        // descriptors, which is the root of a mount that hangs nowhere. No path of the host's.
         let of_the_host: Vec<_> = fs::read_dir(vmm.proc("fd"))
             .unwrap()
             .map(|entry| entry.unwrap())
             .filter(|entry| !matches!(entry.file_name().to_str(), Some("0" | "1" | "2")))
-            .map(|entry| fs::read_link(entry.path()).unwrap().to_string_lossy().into_owned())
-            .filter(|target| target.starts_with('/') && !target.ends_with("(deleted)"))
-            .filter(|target| target != "/dev/kvm" && *target != vmm.proc("fd"))
+            .map(|entry| (entry.path(), fs::read_link(entry.path()).unwrap().to_string_lossy().into_owned()))
+            .filter(|(_, target)| target.starts_with('/') && !target.ends_with("(deleted)"))
+            .filter(|(_, target)| target != "/dev/kvm")
             .collect();
-        assert_eq!(of_the_host, [""; 0], "descriptors that were not handed over");
+        let [(own_descriptors, target)] = &of_the_host[..] else {
+            panic!("stray descriptors: {of_the_host:?}")
+        };
+        assert_eq!(target, "/");
+        assert!(own_descriptors.join("0").is_symlink(), "not the directory of descriptors");
+        for above in ["../status", "../../sys/kernel/core_pattern", "../proc"] {
+            let reached = fs::symlink_metadata(own_descriptors.join(above)).map_err(|error| error.kind());
+            assert_eq!(reached.err(), Some(ErrorKind::NotFound), "{above} is in reach");
+        }
         assert!(!Path::new(&vmm.proc("fd/77")).exists(), "a stray descriptor is still open");
     });
 }

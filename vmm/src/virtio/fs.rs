@@ -16,10 +16,13 @@
 //! the guest as a mount of its own. A read-only directory is a read-only mount. The guest's kernel is Linux 5.13 or newer.
 //!
 //! # For the VMM's core: before and after the jail
-//! [`FsDevice::new`] is called **before** the jail closes: it opens `/proc/self/fd`, which the server needs to turn the
-//! descriptors it holds into open files, and raises the limit of open files. It must be called in the process that serves
-//! (`/proc/self` is resolved then), not before a fork. The tree is opened by [`VirtioDevice::activate`], **after** the
-//! jail has closed: `root` is a path in the jail. The pool's threads are started after it too, so they have the jail's
+//! [`raise_open_files`] is called **before** the jail closes: it takes a capability that is given up there.
+//!
+//! [`FsDevice::new`] is called **after** it: `root` is a path in the jail. The server turns the descriptors it holds into
+//! open files by way of the directory `/proc/self/fd`, of the process that serves, not of one that forks it. The jail,
+//! which has no `/proc`, hands that over as a mount of its own; without a jail it is [`own_descriptors`].
+//!
+//! The tree is opened by [`VirtioDevice::activate`], and the pool's threads are started there, so they have the jail's
 //! root, capabilities and signal mask. The device needs an event loop of its own (`Placement::Own`): the loop's thread
 //! waits for disks, and gets a working directory and a umask of its own (`unshare(CLONE_FS)`).
 //!
@@ -109,16 +112,22 @@ struct Session {
 }
 
 impl FsDevice {
-    /// A device that will serve the directory `root` under the name `tag`. Call it before the jail closes.
+    /// A device that will serve the directory `root` under the name `tag`; `proc_self_fd` is the directory of this
+    /// process's own descriptors.
     ///
     /// # Errors
     /// See [`FsError`].
-    pub fn new(tag: &str, root: impl Into<PathBuf>) -> Result<Self, FsError> {
-        let limit = raise_open_files().map_err(FsError::Limit)?;
-        Self::with_descriptors(tag, root.into(), limit - RESERVED_FILES.min(limit / 2))
+    pub fn new(tag: &str, root: impl Into<PathBuf>, proc_self_fd: File) -> Result<Self, FsError> {
+        let limit = raise_open_files()?;
+        Self::with_descriptors(tag, root.into(), proc_self_fd, limit - RESERVED_FILES.min(limit / 2))
     }
 
-    fn with_descriptors(tag: &str, root: PathBuf, descriptors: u64) -> Result<Self, FsError> {
+    fn with_descriptors(
+        tag: &str,
+        root: PathBuf,
+        proc_self_fd: File,
+        descriptors: u64,
+    ) -> Result<Self, FsError> {
         if tag.is_empty() || tag.len() > TAG_MAX || tag.contains('\0') {
             return Err(FsError::Tag(tag.into()));
         }
@@ -126,11 +135,6 @@ impl FsDevice {
         let (name, request_queues) = config.split_at_mut(TAG_MAX);
         name.iter_mut().zip(tag.bytes()).for_each(|(place, byte)| *place = byte);
         request_queues.copy_from_slice(&1u32.to_le_bytes());
-        let proc_self_fd = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
-            .open("/proc/self/fd")
-            .map_err(FsError::Proc)?;
         let completion = EventFd::new(EFD_NONBLOCK).map_err(FsError::Event)?;
         let under_way = [0; 2];
         Ok(Self { config, root, proc_self_fd, descriptors, completion, session: None, under_way, detour: 0 })
@@ -255,17 +259,35 @@ impl VirtioDevice for FsDevice {
     }
 }
 
+/// The directory of this process's own descriptors, for one that is in no jail: all of `/proc` is reached from it.
+///
+/// # Errors
+/// [`FsError::Proc`].
+pub fn own_descriptors() -> Result<File, FsError> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
+        .open("/proc/self/fd")
+        .map_err(FsError::Proc)
+}
+
 /// Raises the limit of open files as far as it goes; returns it.
-fn raise_open_files() -> io::Result<u64> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if soft >= OPEN_FILES {
-        return Ok(soft);
-    }
-    if setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, hard.max(OPEN_FILES)).is_ok() {
-        return Ok(OPEN_FILES);
-    }
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-    Ok(hard)
+///
+/// # Errors
+/// [`FsError::Limit`].
+pub fn raise_open_files() -> Result<u64, FsError> {
+    let raise = || -> nix::Result<u64> {
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        if soft >= OPEN_FILES {
+            return Ok(soft);
+        }
+        if setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, hard.max(OPEN_FILES)).is_ok() {
+            return Ok(OPEN_FILES);
+        }
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        Ok(hard)
+    };
+    raise().map_err(|errno| FsError::Limit(errno.into()))
 }
 
 #[cfg(test)]

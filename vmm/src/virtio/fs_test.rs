@@ -1,8 +1,8 @@
 //! What a guest may do with the shared tree.
 #![allow(clippy::cast_possible_truncation, reason = "sizes a test chose")]
 
-use super::guest::{BORDER, Guest, c, entry};
-use super::{FsDevice, FsError};
+use super::guest::{BORDER, Guest, c, entry, unjailed};
+use super::{FsDevice, FsError, own_descriptors};
 use crate::virtio::VirtioDevice;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -20,19 +20,19 @@ fn shared() -> (tempfile::TempDir, Guest) {
 
 #[test]
 fn configuration_space_holds_the_tag_and_one_request_queue() {
-    let device = FsDevice::new("lazaret", "/").unwrap();
+    let device = unjailed("lazaret", "/").unwrap();
 
     assert_eq!(device.id(), 26);
     assert_eq!(&device.config()[..8], b"lazaret\0");
     assert_eq!(device.config()[36..], 1u32.to_le_bytes());
     for tag in ["", "a tag of more than thirty-six bytes..", "a\0b"] {
-        assert!(matches!(FsDevice::new(tag, "/"), Err(FsError::Tag(_))), "{tag}");
+        assert!(matches!(unjailed(tag, "/"), Err(FsError::Tag(_))), "{tag}");
     }
 }
 
 #[test]
 fn a_root_that_is_not_there_is_named_in_the_error() {
-    let mut device = FsDevice::new("lazaret", "/no/such/place").unwrap();
+    let mut device = unjailed("lazaret", "/no/such/place").unwrap();
 
     let error = device.activate(0).unwrap_err().to_string();
 
@@ -42,7 +42,7 @@ fn a_root_that_is_not_there_is_named_in_the_error() {
 #[test]
 fn init_offers_what_the_tree_was_set_up_for() {
     let dir = tempfile::tempdir().unwrap();
-    let mut guest = Guest::silent(FsDevice::new("test", dir.path()).unwrap());
+    let mut guest = Guest::silent(unjailed("test", dir.path()).unwrap());
 
     let body = guest.init().unwrap();
     let answer = InitOut::from_slice(&body).unwrap();
@@ -282,7 +282,9 @@ fn a_guest_that_holds_too_much_gets_enfile_until_it_forgets() {
         fs::write(dir.path().join(number.to_string()), b"").unwrap();
     }
     // Six: the root, and five files.
-    let mut guest = Guest::silent(FsDevice::with_descriptors("test", dir.path().into(), 6).unwrap());
+    let mut guest = Guest::silent(
+        FsDevice::with_descriptors("test", dir.path().into(), own_descriptors().unwrap(), 6).unwrap(),
+    );
     guest.init().unwrap();
 
     let nodes: Vec<_> =

@@ -1,11 +1,11 @@
 //! A guest for the tests: it builds FUSE messages, puts them into descriptor chains, and waits for the device.
 #![allow(clippy::cast_possible_truncation, reason = "sizes a test chose")]
 
-use super::FsDevice;
+use super::{FsDevice, FsError, own_descriptors};
 use crate::virtio::{Interrupt, Queues, VirtioDevice, Watch};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use virtio_queue::{Queue, QueueT};
 use virtiofsd::fuse::{CreateIn, EntryOut, InHeader, Opcode, OpenOut, OutHeader, ReadIn, WriteIn};
@@ -41,7 +41,7 @@ pub(super) struct Guest {
 impl Guest {
     /// A guest with `root` shared, and a session begun.
     pub(super) fn new(root: &Path) -> Self {
-        let mut guest = Self::silent(FsDevice::new("test", root).unwrap());
+        let mut guest = Self::silent(unjailed("test", root).unwrap());
         guest.init().unwrap();
         guest
     }
@@ -201,6 +201,11 @@ impl Guest {
         let read = ReadIn { fh, offset, size, ..ReadIn::default() };
         self.ask(Opcode::Read, node, read.as_slice())
     }
+}
+
+/// A device for `root`, in no jail.
+pub(super) fn unjailed(tag: &str, root: impl Into<PathBuf>) -> Result<FsDevice, FsError> {
+    FsDevice::new(tag, root, own_descriptors()?)
 }
 
 /// Whether the test may do what only root may; says so when it is left out.

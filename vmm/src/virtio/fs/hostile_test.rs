@@ -1,8 +1,7 @@
 //! What a guest may try: every answer is an error or none, and the device goes on.
 #![allow(clippy::cast_possible_truncation, reason = "sizes a test chose")]
 
-use super::FsDevice;
-use super::guest::{Buffer, Guest, MEMORY_END, c};
+use super::guest::{Buffer, Guest, MEMORY_END, c, unjailed};
 use crate::virtio::VirtioDevice;
 use nix::poll::PollTimeout;
 use std::fs;
@@ -83,7 +82,7 @@ fn a_name_without_its_end_is_refused() {
 fn requests_before_init_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("f"), b"f").unwrap();
-    let mut guest = Guest::silent(FsDevice::new("test", dir.path()).unwrap());
+    let mut guest = Guest::silent(unjailed("test", dir.path()).unwrap());
 
     assert_eq!(guest.lookup(ROOT_ID, "f").unwrap_err(), libc::EBADF);
     assert_eq!(guest.create(ROOT_ID, "g", 0o600).unwrap_err(), libc::EBADF);
@@ -96,7 +95,7 @@ fn requests_before_init_are_refused() {
 fn an_init_without_what_is_needed_or_of_another_age_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("f"), b"f").unwrap();
-    let mut guest = Guest::silent(FsDevice::new("test", dir.path()).unwrap());
+    let mut guest = Guest::silent(unjailed("test", dir.path()).unwrap());
 
     let lacking = [6, 20, 27, 28, 29].map(|flag| [7, 38, 0, !(1 << flag)]);
     for words in lacking.into_iter().chain([[7, 32, 0, u32::MAX], [6, 38, 0, u32::MAX]]) {

@@ -170,8 +170,8 @@ fn with_jail(test: impl FnOnce(&mut Guest, &dyn Fn(fn(&Path))) + Send) {
         let (answer, answered) = channel();
         std::thread::scope(|scope| {
             let vmm = scope.spawn(move || {
-                let device = FsDevice::new("test", jail::SHARED).unwrap();
-                jail::enter(Some(dir)).unwrap();
+                let own_descriptors = jail::enter(Some(dir)).unwrap().unwrap();
+                let device = FsDevice::new("test", jail::SHARED, own_descriptors).unwrap();
                 let mut guest = Guest::silent(device);
                 guest.init().unwrap();
                 test(&mut guest, &|errand| {
