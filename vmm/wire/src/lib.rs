@@ -36,7 +36,7 @@ pub enum Request {
 pub enum Event {
     /// The vCPUs run.
     Running,
-    /// The guest connected to one of [`Vsock::accept`]; the stream socket rides along.
+    /// The guest connected to one of [`Vsock::accept`], for the first and last time; the stream socket rides along.
     Incoming { port: u32 },
     /// The VM is gone. Sent before the kernel takes it apart, which may take tens of milliseconds; nothing follows.
     Stopped(Stopped),
@@ -81,7 +81,7 @@ pub struct Shared {
 pub struct Vsock {
     /// The guest's context id, 3 or more.
     pub cid: u32,
-    /// The host ports the guest may connect to; every other is answered with a reset.
+    /// The host ports the guest may connect to, each once; every other is answered with a reset.
     pub accept: Vec<u32>,
 }
 

@@ -58,6 +58,8 @@ type Incoming = Box<dyn FnMut(u32, OwnedFd) -> bool + Send>;
 pub struct Vsock {
     config: [u8; 8],
     guest_cid: u64,
+    /// The ports still to be connected to. One that was is not good again, not after a reset of the device either: each
+    /// connection costs the host descriptors and whoever takes it a message, and the guest decides how many it makes.
     accept: Vec<u32>,
     incoming: Incoming,
     connector: Connector,
@@ -70,9 +72,9 @@ pub struct Vsock {
 }
 
 impl Vsock {
-    /// A device for the guest with `config.cid`. A connection of the guest's to one of `config.accept` is made by giving
-    /// `incoming` the port and the host's end of it, a stream socket. It must not block, and refuses by `false`; every
-    /// other connection is refused.
+    /// A device for the guest with `config.cid`. The first connection of the guest's to each of `config.accept` is made by
+    /// giving `incoming` the port and the host's end of it, a stream socket. It must not block, and refuses by `false`,
+    /// which does not count; every other connection is refused.
     ///
     /// # Errors
     /// [`VsockError::Cid`] for a reserved context id; [`VsockError::Host`] when descriptors run out.
@@ -186,6 +188,7 @@ impl Vsock {
         if !(self.incoming)(port, theirs) {
             return false;
         }
+        self.accept.retain(|accepted| *accepted != port);
         self.table.insert(Connection::from_guest(request, ours));
         true
     }

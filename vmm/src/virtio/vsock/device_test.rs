@@ -99,12 +99,34 @@ fn a_port_not_accepted_is_reset() {
 }
 
 #[test]
+fn a_port_is_good_for_one_connection() {
+    let refused = |guest: &mut Guest, port: u32| {
+        guest.send(packet(port, ACCEPTED, Op::Request), &[]);
+        assert_eq!(ops(&guest.next()), [Op::Reset]);
+        assert!(guest.incoming().is_none());
+    };
+    let mut guest = guest();
+    let mut host = guest.connect(PORT);
+    refused(&mut guest, PORT + 1);
+    // The connection there is has not suffered.
+    guest.send(data(PORT, ACCEPTED, b"hello"), b"hello");
+    guest.send(packet(PORT, ACCEPTED, Op::Reset), &[]);
+    assert_eq!(read_to_end(&mut host), b"hello");
+    refused(&mut guest, PORT);
+    guest.device.reset();
+    refused(&mut guest, PORT);
+    // The other ports are not concerned.
+    guest.connect_to(PORT, ACCEPTED + 1);
+}
+
+#[test]
 fn a_sink_that_refuses_is_a_reset() {
     let mut guest = guest();
     *guest.willing.lock().unwrap() = false;
     guest.send(packet(PORT, ACCEPTED, Op::Request), &[]);
     assert_eq!(ops(&guest.next()), [Op::Reset]);
     *guest.willing.lock().unwrap() = true;
+    // The refusal did not use the port up.
     guest.connect(PORT);
 }
 
@@ -139,8 +161,8 @@ fn a_guest_that_does_not_forget_a_closed_connection_is_reset() {
     let host = guest.connect(PORT);
     drop(host);
     assert_eq!(until_reset(&mut guest), [Op::Shutdown, Op::Reset]);
-    // And its port is free again.
-    guest.connect(PORT);
+    assert_eq!(guest.device.table.connections().len(), 0);
+    guest.connect_to(PORT, ACCEPTED + 1);
 }
 
 #[test]
@@ -247,7 +269,7 @@ fn a_guest_that_breaks_the_protocol_loses_the_connection() {
         guest.send(header, payload);
         assert_eq!(ops(&guest.next()), [Op::Reset], "{header:?}");
         assert_eq!(read_to_end(&mut host), b"true", "{header:?}");
-        guest.connect(PORT);
+        guest.connect_to(PORT, ACCEPTED + 1);
     }
 }
 
@@ -267,7 +289,7 @@ fn a_flood_of_connections_ends_at_the_limit() {
     let mut refused = 0;
     let limit = u32::try_from(MAX_CONNECTIONS).unwrap();
     for port in 0..limit + 10 {
-        guest.send(packet(port, ACCEPTED, Op::Request), &[]);
+        guest.send(packet(PORT, ACCEPTED + port, Op::Request), &[]);
         refused += ops(&guest.next()).iter().filter(|op| **op == Op::Reset).count();
         hosts.extend(guest.incoming());
         guest.offer(1);
@@ -280,8 +302,8 @@ fn a_flood_of_connections_ends_at_the_limit() {
     assert_eq!(ops(&guest.receive()), []);
     assert_eq!(read_to_end(&mut ours), b"");
     // A connection that ends makes room.
-    guest.send(packet(0, ACCEPTED, Op::Reset), &[]);
-    guest.connect(limit + 10);
+    guest.send(packet(PORT, ACCEPTED, Op::Reset), &[]);
+    guest.connect_to(PORT, ACCEPTED + limit);
 }
 
 #[test]
@@ -314,9 +336,9 @@ fn a_guest_without_receive_buffers_is_not_listened_to_for_ever() {
 #[test]
 fn connections_made_and_dropped_without_receive_buffers_leave_nothing() {
     let mut guest = Guest::new();
-    for _ in 0..1000 {
-        guest.send(packet(PORT, ACCEPTED, Op::Request), &[]);
-        guest.send(packet(PORT, ACCEPTED, Op::Reset), &[]);
+    for host in ACCEPTED..ACCEPTED + 1000 {
+        guest.send(packet(PORT, host, Op::Request), &[]);
+        guest.send(packet(PORT, host, Op::Reset), &[]);
         guest.incoming().unwrap();
     }
     assert!(!guest.device.table.has_ready());
@@ -347,5 +369,5 @@ fn a_device_reset_ends_every_connection() {
     assert_eq!(read_to_end(&mut one), b"");
     assert_eq!(read_to_end(&mut two), b"");
     assert!(!guest.poll(Duration::ZERO));
-    guest.connect(PORT);
+    guest.connect_to(PORT, ACCEPTED + 1);
 }

@@ -17,8 +17,9 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 pub(super) const CID: u32 = 3;
-/// The host port these guests may connect to.
+/// The first of the host ports these guests may connect to, and how many there are: each is good once.
 pub(super) const ACCEPTED: u32 = 1024;
+pub(super) const PORTS: u32 = 2048;
 /// What the guest announces as its receive buffer.
 pub(super) const WINDOW: u32 = 256 * 1024;
 
@@ -135,7 +136,7 @@ impl Guest {
         let (sender, incoming) = mpsc::channel();
         let willing = Arc::new(Mutex::new(true));
         let ask = Arc::clone(&willing);
-        let config = wire::Vsock { cid: CID, accept: vec![ACCEPTED] };
+        let config = wire::Vsock { cid: CID, accept: (ACCEPTED..ACCEPTED + PORTS).collect() };
         let mut device = Vsock::new(&config, timeouts, move |port, socket| {
             *ask.lock().unwrap() && sender.send((port, socket)).is_ok()
         })
@@ -274,10 +275,15 @@ impl Guest {
 
     /// Connects to [`ACCEPTED`] from `port`, and is accepted.
     pub(super) fn connect(&mut self, port: u32) -> UnixStream {
-        self.send(packet(port, ACCEPTED, Op::Request), &[]);
+        self.connect_to(port, ACCEPTED)
+    }
+
+    /// Connects to `host` from `port`, and is accepted.
+    pub(super) fn connect_to(&mut self, port: u32, host: u32) -> UnixStream {
+        self.send(packet(port, host, Op::Request), &[]);
         let packets = self.next();
         assert_eq!(ops(&packets), [Op::Response]);
-        assert_eq!((packets[0].0.src_port, packets[0].0.dst_port), (ACCEPTED, port));
+        assert_eq!((packets[0].0.src_port, packets[0].0.dst_port), (host, port));
         self.incoming().unwrap().1
     }
 

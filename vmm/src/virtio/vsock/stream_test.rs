@@ -221,7 +221,7 @@ fn a_guest_that_sends_no_more_still_receives() {
     // Linux answers so, once its side is closed; and that is the end of it.
     guest.send(packet(PORT, ACCEPTED, Op::Reset), &[]);
     assert_eq!(ops(&guest.receive()), []);
-    guest.connect(PORT);
+    guest.connect_to(PORT, ACCEPTED + 1);
 }
 
 #[test]
@@ -304,7 +304,7 @@ fn a_host_that_hangs_up_with_data_held_for_it_is_noticed() {
     guest.send(packet(PORT, ACCEPTED, Op::Reset), &[]);
     drop(host);
     assert_eq!(ops(&guest.receive()), []);
-    guest.connect(PORT);
+    guest.connect_to(PORT, ACCEPTED + 1);
 }
 
 /// 100 MiB, no eight bytes of which are like any other.
