@@ -4,7 +4,7 @@ use super::DeviceError;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
@@ -42,19 +42,7 @@ impl Interrupt {
     /// # Errors
     /// The event descriptor's.
     pub fn queue(&self) -> io::Result<()> {
-        self.raise(VIRTIO_MMIO_INT_VRING)
-    }
-
-    /// Tells the driver that the configuration space has changed.
-    ///
-    /// # Errors
-    /// The event descriptor's.
-    pub fn config(&self) -> io::Result<()> {
-        self.raise(VIRTIO_MMIO_INT_CONFIG)
-    }
-
-    fn raise(&self, cause: u32) -> io::Result<()> {
-        self.status.fetch_or(cause, Ordering::SeqCst);
+        self.status.fetch_or(VIRTIO_MMIO_INT_VRING, Ordering::SeqCst);
         self.line.write(1)
     }
 }
