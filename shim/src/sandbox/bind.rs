@@ -9,6 +9,9 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+/// What is shared with a guest is of no effect on the host: a device node there is one in the guest's kernel alone.
+const INERT: u64 = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
+
 /// Binds `source`, a directory or a file, on `target`. With `recursive`, what is mounted below `source` comes along and
 /// `read_only` holds for it too. Nothing mounted on the host later shows up.
 ///
@@ -24,7 +27,7 @@ pub(super) fn bind(source: &Path, target: &Path, read_only: bool, recursive: boo
     // SAFETY: the kernel has just made this descriptor for us; nothing else owns it.
     let tree = unsafe { OwnedFd::from_raw_fd(raw) };
     let attributes = libc::mount_attr {
-        attr_set: if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 },
+        attr_set: INERT | if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 },
         attr_clr: 0,
         propagation: libc::MS_PRIVATE,
         userns_fd: 0,

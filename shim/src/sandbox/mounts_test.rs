@@ -61,6 +61,21 @@ fn read_only_is_enforced_in_the_copy_the_vmm_follows_too() {
     });
 }
 
+/// Whether a mount lets nothing in it be a device, a privilege or a program of the host's.
+fn inert(path: &Path) -> bool {
+    use nix::sys::statvfs::{FsFlags, statvfs};
+    statvfs(path).unwrap().flags().contains(FsFlags::ST_NODEV | FsFlags::ST_NOSUID | FsFlags::ST_NOEXEC)
+}
+
+#[test]
+fn a_bind_is_inert_on_the_host() {
+    in_namespace(|dir, shared| {
+        let mounts = create(dir, shared, bind_of(&dir.join("root"), &["rbind"])).unwrap();
+        assert!(inert(&shared.join("c1/mounts/0")) && inert(&shared.join("c1/rootfs")));
+        drop(mounts);
+    });
+}
+
 #[test]
 fn a_snapshots_overlay_is_mounted_as_the_root() {
     in_namespace(|dir, shared| {
@@ -86,6 +101,7 @@ fn a_snapshots_overlay_is_mounted_as_the_root() {
         };
         let mounts = ContainerMounts::create(shared, "c1", dir, &spec(dir, json!([])), &[overlay]).unwrap();
         assert_eq!(fs::read_to_string(shared.join("c1/rootfs/base")).unwrap(), "base");
+        assert!(inert(&shared.join("c1/rootfs")));
         fs::write(shared.join("c1/rootfs/new"), "new").unwrap();
         assert_eq!(fs::read_to_string(layers.join("upper/new")).unwrap(), "new");
         drop(mounts);

@@ -55,6 +55,9 @@ const FLAGS: [(&str, MsFlags, bool); 20] = [
     ("sync", MsFlags::MS_SYNCHRONOUS, false),
 ];
 
+/// As of a bind mount that is shared with a guest.
+const INERT: MsFlags = MsFlags::MS_NODEV.union(MsFlags::MS_NOSUID).union(MsFlags::MS_NOEXEC);
+
 /// Mounts `mounts`, in their order, on `root`. What was mounted is added to `mounted` as it happens, so that a failure
 /// can be undone.
 ///
@@ -102,6 +105,7 @@ fn mount_one(entry: &RootMount, target: &Path) -> Result<(), RootfsError> {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
             std::env::set_current_dir(directory)?;
         }
+        let flags = flags | INERT;
         let data = data.join(",");
         let data = Some(data.as_str()).filter(|data| !data.is_empty());
         Ok(mount(Some(source.as_str()), &target, Some(fs_type.as_str()), flags, data)?)
