@@ -24,13 +24,14 @@ programs: deps ## build the shim, the command, the VMM and the agent
 kernel: deps ## build the guest's kernel (cached)
 	@kernel-config/build
 
-rootfs: programs ## build the guest's root image (cached)
+rootfs: programs ## build the guest's root image and that of its Docker daemon (cached)
 	@rootfs/build
+	@rootfs/build docker
 
 install: ## install what was built; PREFIX=/usr/local DESTDIR=
 	install -d $(bindir) $(datadir)
 	install -m 0755 $(addprefix $(bin)/,$(programs)) $(bindir)
-	install -m 0644 $(guest)/vmlinux $(guest)/base.erofs $(datadir)
+	install -m 0644 $(guest)/vmlinux $(guest)/base.erofs $(guest)/docker.erofs $(datadir)
 
 uninstall: ## remove what `make install` put there; refused while sandboxes run
 	@if ls /run/lazaret/*/* >/dev/null 2>&1; then \

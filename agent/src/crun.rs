@@ -158,7 +158,7 @@ impl Crun {
 }
 
 /// Has the command run with this score, and not with the agent's "never me".
-fn oom_score(command: &mut Command, score: i64) {
+pub(crate) fn oom_score(command: &mut Command, score: i64) {
     let score = score.to_string();
     let set = move || {
         // SAFETY: both pointers are to memory that outlives the calls, with the lengths that are said.

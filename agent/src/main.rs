@@ -24,6 +24,7 @@ mod cgroup;
 mod console;
 mod container;
 mod crun;
+mod docker;
 mod host_facts;
 mod link;
 mod paths;
@@ -73,6 +74,10 @@ enum Failure {
 }
 
 fn main() {
+    let mut arguments = std::env::args().skip(1);
+    if std::process::id() != 1 && arguments.next().as_deref() == Some(docker::COMMAND) {
+        std::process::exit(docker::launch_main(arguments));
+    }
     if std::process::id() != 1 {
         eprintln!(
             "lazaret-agent: this is the init process of a lazaret guest; it runs as process 1 of a microVM only"
@@ -102,7 +107,7 @@ fn run() -> Result<(), Failure> {
 
 async fn serve(begun: Instant) -> Result<(), Failure> {
     let reaper = Reaper::start().map_err(Failure::Reaper)?;
-    let containers = Arc::new(Containers::new(Crun::guest(reaper)));
+    let containers = Arc::new(Containers::new(Crun::guest(reaper.clone())));
 
     // Before the dial: the dial tells the host that streams may come.
     let listener =
@@ -118,7 +123,7 @@ async fn serve(begun: Instant) -> Result<(), Failure> {
     );
 
     let power = Arc::new(Power::default());
-    let service = AgentService::new(containers, power.clone());
+    let service = AgentService::new(containers, reaper, power.clone());
     let link = Link::new(stream, power.clone());
     let mut server = Server::new()
         .add_listener(Listener::new(stream::iter([Ok(link)])))

@@ -4,7 +4,9 @@
 //! in a task of its own, which ends its work in any case.
 
 use crate::container::Containers;
-use crate::power::Power;
+use crate::docker;
+use crate::power::{self, Power};
+use crate::reaper::Reaper;
 use crate::rpc::RpcError;
 use crate::{host_facts, shared};
 use async_trait::async_trait;
@@ -22,13 +24,14 @@ type Answer<T> = ttrpc::Result<T>;
 
 pub(crate) struct AgentService {
     containers: Arc<Containers>,
+    reaper: Arc<Reaper>,
     power: Arc<Power>,
     configured: AtomicBool,
 }
 
 impl AgentService {
-    pub(crate) fn new(containers: Arc<Containers>, power: Arc<Power>) -> Self {
-        Self { containers, power, configured: AtomicBool::new(false) }
+    pub(crate) fn new(containers: Arc<Containers>, reaper: Arc<Reaper>, power: Arc<Power>) -> Self {
+        Self { containers, reaper, power, configured: AtomicBool::new(false) }
     }
 
     fn configure_once(&self, request: &ConfigureRequest) -> Result<(), RpcError> {
@@ -39,6 +42,10 @@ impl AgentService {
             .map_err(|errno| RpcError::InvalidArgument(format!("cannot set the clock: {errno}")))?;
         host_facts::add_entropy(&request.entropy)
             .map_err(|error| RpcError::Internal(format!("cannot add entropy: {error}")))?;
+        if request.docker {
+            docker::offer(self.containers.clone(), self.reaper.clone())
+                .map_err(|error| RpcError::Internal(format!("cannot offer the Docker socket: {error}")))?;
+        }
         if request.hostname.is_empty() {
             return Ok(());
         }
@@ -132,6 +139,8 @@ impl Agent for AgentService {
         let (containers, power) = (self.containers.clone(), self.power.clone());
         to_its_end(async move {
             containers.end().await;
+            // The Docker daemon and its containers, too: they may write to the containers' files.
+            power::kill_all();
             let synced = shared::sync().await;
             // It ends in any case; that something was not written back, the host should know.
             power.shut_down_after_answer();

@@ -76,14 +76,14 @@ pub(super) async fn host(test: &str) -> Option<Host> {
     let reaper = Reaper::start().unwrap();
     let crun = if cgroups {
         cgroup::enable_controllers().unwrap();
-        Crun::with_cgroups(dir.path().join("crun"), reaper)
+        Crun::with_cgroups(dir.path().join("crun"), reaper.clone())
     } else {
-        Crun::without_cgroups(dir.path().join("crun"), reaper)
+        Crun::without_cgroups(dir.path().join("crun"), reaper.clone())
     };
     let containers = Arc::new(Containers::at(dir.path().join("bundles"), crun));
     let (ours, theirs) = duplex(1 << 16);
     let power = Arc::new(Power::default());
-    let service = AgentService::new(containers.clone(), power.clone());
+    let service = AgentService::new(containers.clone(), reaper, power.clone());
     let link = Link::new(theirs, power);
     let mut server = Server::new()
         .add_listener(Listener::new(futures::stream::iter([Ok(link)])))

@@ -15,6 +15,9 @@ pub const CONFIG_VARIABLE: &str = "LAZARET_CONFIG";
 pub struct Config {
     pub kernel: PathBuf,
     pub base_image: PathBuf,
+    pub docker_image: PathBuf,
+    pub docker_disk_mib: u64,
+    pub disk_dir: PathBuf,
     pub vmm: PathBuf,
     pub vcpus: u32,
     pub memory_mib: u64,
@@ -23,9 +26,16 @@ pub struct Config {
 }
 
 /// Every key with its meaning, in the order of the struct; a test holds the two together.
-const KEYS: [(&str, &str); 7] = [
+const KEYS: [(&str, &str); 10] = [
     ("kernel", "The guest's kernel, an uncompressed vmlinux."),
     ("base_image", "The guest's root file system, read only and shared by all guests."),
+    ("docker_image", "The image of the guest's private Docker daemon, read only and shared by all guests."),
+    (
+        "docker_disk_mib",
+        "The most that daemon can store, in MiB, without an io.lazaret.docker.disk annotation. \
+         It takes from the host what is used of it.",
+    ),
+    ("disk_dir", "The directory on whose file system such disks are; they have no names there."),
     ("vmm", "The virtual machine monitor; when empty, `lazaret-vmm` beside the shim's binary, then in PATH."),
     ("vcpus", "vCPUs of a sandbox whose spec has no CPU limit and no io.lazaret.vm.vcpus annotation."),
     (
@@ -42,6 +52,9 @@ impl Default for Config {
         Self {
             kernel: "/usr/local/share/lazaret/vmlinux".into(),
             base_image: "/usr/local/share/lazaret/base.erofs".into(),
+            docker_image: "/usr/local/share/lazaret/docker.erofs".into(),
+            docker_disk_mib: 20 << 10,
+            disk_dir: "/var/lib/lazaret".into(),
             vmm: PathBuf::new(),
             vcpus: 1,
             memory_mib: 1024,
@@ -87,6 +100,7 @@ impl Config {
         let numbers = [
             ("vcpus", u64::from(config.vcpus)),
             ("memory_mib", config.memory_mib),
+            ("docker_disk_mib", config.docker_disk_mib),
             ("boot_timeout_s", config.boot_timeout_s),
         ];
         match numbers.iter().find(|(_, value)| *value == 0) {
@@ -104,6 +118,9 @@ impl Config {
                 let value = match *key {
                     "kernel" => quoted(&self.kernel),
                     "base_image" => quoted(&self.base_image),
+                    "docker_image" => quoted(&self.docker_image),
+                    "docker_disk_mib" => self.docker_disk_mib.to_string(),
+                    "disk_dir" => quoted(&self.disk_dir),
                     "vmm" => quoted(&self.vmm),
                     "vcpus" => self.vcpus.to_string(),
                     "memory_mib" => self.memory_mib.to_string(),

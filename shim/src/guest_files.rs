@@ -119,6 +119,16 @@ pub(crate) fn image_version(path: &Path) -> Result<String, GuestFileError> {
     Ok(Sha256::digest(read_all(path)?).iter().take(6).map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// The size of an image that is too large to be told from others by its hash each time somebody asks.
+///
+/// # Errors
+/// [`GuestFileError`].
+pub(crate) fn image_size(path: &Path) -> Result<String, GuestFileError> {
+    let length = open_image(path)?.metadata().map(|metadata| metadata.len());
+    let length = length.map_err(|source| GuestFileError::Read { path: path.into(), source })?;
+    Ok(format!("{} MiB", length >> 20))
+}
+
 fn read_all(path: &Path) -> Result<Vec<u8>, GuestFileError> {
     fs::read(path).map_err(|source| GuestFileError::Read { path: path.into(), source })
 }

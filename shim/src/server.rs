@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::error::{Error, Result as RpcResult};
 use crate::events;
-use crate::sandbox::{Host, Plan, Sandbox, Size, Spec};
+use crate::sandbox::{Docker, Host, Plan, Sandbox, Size, Spec};
 use crate::service::TaskService;
 use crate::state::{ProcessId, Record, StateDir};
 use crate::{delete, socket};
@@ -152,6 +152,7 @@ fn mark_ending(state: &StateDir) {
 fn plan(setup: &Setup) -> RpcResult<Plan> {
     Ok(Plan {
         size: Size::of(&setup.spec, &setup.config, Host::detect())?,
+        docker: Docker::of(&setup.spec, &setup.config)?,
         config: setup.config.clone(),
         network: setup.spec.network_namespace(),
         cgroups_path: setup.spec.cgroups_path().map(Into::into),

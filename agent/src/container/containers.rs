@@ -1,5 +1,6 @@
 //! All containers of the guest, by id.
 
+use super::state::State;
 use super::{Container, Process, create};
 use crate::crun::Crun;
 use crate::paths;
@@ -46,6 +47,14 @@ impl Containers {
     /// NOT_FOUND.
     pub(crate) fn process(&self, id: &str, exec_id: &str) -> Result<Arc<Process>, RpcError> {
         self.get(id)?.process(exec_id)
+    }
+
+    /// The pid of the first process of a container that runs, if any does.
+    pub(crate) fn running(&self) -> Option<libc::pid_t> {
+        let table = self.table();
+        let mut running =
+            table.values().flatten().filter(|container| container.init.state() == State::Running);
+        running.find_map(|container| container.init.pid())
     }
 
     /// Makes a container. Answers with its process's pid.

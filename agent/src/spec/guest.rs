@@ -1,6 +1,7 @@
 //! What the guest's kernel has, as far as specs ask for it.
 
 use crate::paths::{CGROUP_PARENT, CGROUP_ROOT};
+use lazaret_agent_api::DOCKER_SOCKET;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,8 @@ pub(crate) struct Guest {
     pub(crate) controllers: Vec<String>,
     /// `/sys/dev`.
     pub(crate) devices: PathBuf,
+    /// The socket of the private Docker daemon; not there when the sandbox is to have none.
+    pub(crate) docker_socket: PathBuf,
 }
 
 impl Guest {
@@ -27,6 +30,7 @@ impl Guest {
             swap: cgroup.join("memory.swap.max").exists(),
             controllers: controllers.split_whitespace().map(str::to_owned).collect(),
             devices: PathBuf::from("/sys/dev"),
+            docker_socket: PathBuf::from(DOCKER_SOCKET),
         }
     }
 

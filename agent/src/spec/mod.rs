@@ -14,12 +14,14 @@
 //! | annotations | gone: to crun they are switches |
 //! | AppArmor profile, SELinux labels | gone where the guest's kernel lacks them |
 //! | resources | `resources`: what the guest's cgroups can apply |
+//! | mounts | the Docker socket at `/var/run/docker.sock`, where the sandbox has one |
 //! | devices | refused when the guest has none with that number |
 
 mod guest;
 mod resources;
 
 pub(crate) use guest::Guest;
+use lazaret_agent_api::DOCKER_SOCKET;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
@@ -33,6 +35,8 @@ pub(crate) enum SpecError {
         "device {path} ({kind} {major}:{minor}) is not in the guest: take it out of the container's devices"
     )]
     NoDevice { path: String, kind: String, major: i64, minor: i64 },
+    #[error("it mounts a Docker socket, but its sandbox has no Docker daemon (io.lazaret.docker=off)")]
+    NoDocker,
     #[error("{0:?} is not the name of a sysctl")]
     SysctlName(String),
 }
@@ -72,6 +76,8 @@ pub(crate) fn for_container(json: &[u8], id: &str, guest: &Guest) -> Result<Cont
     if let Some(hooks) = spec.get_mut("hooks").and_then(Value::as_object_mut) {
         hooks.retain(|when, _| when == "startContainer");
     }
+
+    docker_socket(&mut spec, guest)?;
 
     let process = spec.get_mut("process").and_then(Value::as_object_mut);
     let process = process.ok_or(SpecError::Shape("process"))?;
@@ -126,6 +132,25 @@ fn adapt_process(process: &mut Object, oom_score_adj: i64, guest: &Guest) -> (bo
     let score = process.entry("oomScoreAdj").or_insert_with(|| oom_score_adj.into()).as_i64();
     let terminal = process.get("terminal").and_then(Value::as_bool);
     (terminal.unwrap_or(false), score.unwrap_or(oom_score_adj))
+}
+
+/// Puts the socket of the private Docker daemon where programs look for it, unless something is mounted there.
+fn docker_socket(spec: &mut Object, guest: &Guest) -> Result<(), SpecError> {
+    let mounts = spec.entry("mounts").or_insert_with(|| json!([])).as_array_mut();
+    let mounts = mounts.ok_or(SpecError::Shape("mounts"))?;
+    let has = |key: &str, values: &[&str]| {
+        mounts.iter().filter_map(|mount| mount.get(key)?.as_str()).any(|value| values.contains(&value))
+    };
+    if !guest.docker_socket.exists() {
+        return if has("source", &[DOCKER_SOCKET]) { Err(SpecError::NoDocker) } else { Ok(()) };
+    }
+    if !has("destination", &["/var/run/docker.sock", "/run/docker.sock"]) {
+        mounts.push(json!({
+            "destination": "/var/run/docker.sock", "type": "bind", "source": guest.docker_socket,
+            "options": ["bind", "nosuid", "nodev", "noexec"],
+        }));
+    }
+    Ok(())
 }
 
 fn namespaces(linux: &mut Object) -> Result<(), SpecError> {

@@ -5,6 +5,7 @@ use std::fs;
 fn guest(dir: &tempfile::TempDir) -> Guest {
     fs::create_dir_all(dir.path().join("char/1:3")).unwrap();
     Guest {
+        docker_socket: dir.path().join("docker.sock"),
         apparmor: false,
         selinux: false,
         swap: false,
@@ -152,4 +153,25 @@ fn a_spec_that_is_none_says_what_is_wrong() {
     assert!(error.to_string().starts_with("the OCI spec cannot be read: "), "{error}");
     let error = adapt(&json!({ "root": { "path": "/r" } })).0.unwrap_err();
     assert_eq!(error.to_string(), "the OCI spec is of no use: process is missing or of the wrong kind");
+}
+
+#[test]
+fn the_docker_socket_is_where_programs_look_for_it_unless_the_spec_has_one_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let guest = guest(&dir);
+    let mounts = |spec: &Value| {
+        let adapted = for_container(spec.to_string().as_bytes(), "c1", &guest);
+        adapted.map(|a| serde_json::from_slice::<Value>(&a.config).unwrap()["mounts"].clone())
+    };
+    let mut asking = spec(json!({}));
+    assert_eq!(mounts(&asking).unwrap(), json!([]), "this guest has no Docker");
+    asking["mounts"] =
+        json!([{ "destination": "/run/docker.sock", "source": DOCKER_SOCKET, "type": "bind" }]);
+    assert!(matches!(mounts(&asking), Err(SpecError::NoDocker)));
+
+    fs::write(&guest.docker_socket, "").unwrap();
+    assert_eq!(mounts(&asking).unwrap(), asking["mounts"]);
+    let offered = mounts(&spec(json!({}))).unwrap();
+    assert_eq!(offered[0]["destination"], "/var/run/docker.sock");
+    assert_eq!(offered[0]["source"], json!(guest.docker_socket));
 }

@@ -35,7 +35,7 @@ section bind-file-read-only; cat /etc/one-file-read-only; (echo more >>/etc/one-
 section masked; cat /proc/kcore | wc -c; ls /proc/acpi /proc/scsi 2>/dev/null | grep -v : | wc -w; (echo x >/proc/sysrq-trigger) 2>&1; (echo 1 >/proc/sys/vm/swappiness) 2>&1; try touch /sys/new
 section devices; for file in /dev/*; do stat -c '%n %F %a %t,%T' $file; done; cat /dev/zero | head -c 5 | wc -c
 section terminal; test -t 0 || echo no terminal; ls /dev/pts
-section mounts; while read -r source target kind options rest; do case $target in /|/proc/*|/sys/*) continue;; esac; echo "$target $(echo $options | tr , '\n' | grep -E '^(ro|rw|nosuid|nodev|noexec)$' | tr '\n' ' ')"; done </proc/self/mounts | sort
+section mounts; while read -r source target kind options rest; do case $target in /|/proc/*|/sys/*|/var/run/docker.sock) continue;; esac; echo "$target $(echo $options | tr , '\n' | grep -E '^(ro|rw|nosuid|nodev|noexec)$' | tr '\n' ' ')"; done </proc/self/mounts | sort
 section namespaces; echo "$$"; ps | grep -c '[s]leep'; ls -l /proc/self/ns | grep -cE 'pid|ipc|uts|mnt|net'
 section sysctl; cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/msgmax
 section cgroup; cat /proc/self/cgroup

@@ -1,7 +1,7 @@
 //! `lazaret doctor`: whether this host can run sandboxes, and what to do where it cannot.
 
 use crate::config::Config;
-use crate::guest_files::{image_version, kernel_version};
+use crate::guest_files::{image_size, image_version, kernel_version};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -69,6 +69,11 @@ pub fn examine() -> Vec<Check> {
             "base_image",
             &config.base_image,
             image_version(&config.base_image).map_err(|e| e.to_string()),
+        ),
+        guest_file(
+            "docker_image",
+            &config.docker_image,
+            image_size(&config.docker_image).map_err(|error| error.to_string()),
         ),
         shim(),
         containerd(),

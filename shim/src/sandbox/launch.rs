@@ -5,6 +5,7 @@
 //! ```
 
 use super::cgroup::{self, Cgroup, CgroupError};
+use super::docker::Docker;
 use super::guest::Guest;
 use super::sizing::Size;
 use super::spec::NetworkNamespace;
@@ -42,6 +43,7 @@ const CONFIGURE_TIMEOUT: Duration = Duration::from_secs(20);
 pub(crate) struct Plan {
     pub config: Config,
     pub size: Size,
+    pub docker: Option<Docker>,
     pub network: NetworkNamespace,
     pub cgroups_path: Option<String>,
     pub hostname: String,
@@ -56,6 +58,8 @@ pub enum LaunchError {
     Kvm(io::Error),
     #[error("the guest's {key}: {source}; install lazaret's guest files, or set {key} in config.toml")]
     GuestFile { key: &'static str, source: GuestFileError },
+    #[error("a disk for the sandbox in {}: {source}; set disk_dir in config.toml", directory.display())]
+    Disk { directory: PathBuf, source: io::Error },
     #[error("lazaret-vmm is neither beside the shim nor in PATH; install it, or set vmm in config.toml")]
     VmmAbsent,
     #[error(transparent)]
@@ -116,6 +120,7 @@ pub(super) async fn launch(
     let unfit = |key: &'static str| move |source| LaunchError::GuestFile { key, source };
     let kernel = open_kernel(&plan.config.kernel).map_err(unfit("kernel"))?;
     let base = open_image(&plan.config.base_image).map_err(unfit("base_image"))?;
+    let docker = plan.docker.map(|docker| docker_disks(docker, &plan.config)).transpose()?;
     let log_path = plan.state.console_log();
     let console = OpenOptions::new().create(true).append(true).read(true).mode(0o600).open(&log_path)?;
     let binary = plan.config.vmm_binary().ok_or(LaunchError::VmmAbsent)?;
@@ -126,7 +131,8 @@ pub(super) async fn launch(
     record.vmm = ProcessId::of(i32::try_from(vm.pid()).unwrap_or_default()).ok();
     plan.state.save(record)?;
     let result = async {
-        let descriptors = [kvm.as_fd(), kernel.as_fd(), console.as_fd(), base.as_fd()];
+        let mut descriptors = vec![kvm.as_fd(), kernel.as_fd(), console.as_fd(), base.as_fd()];
+        descriptors.extend(docker.iter().flatten().map(AsFd::as_fd));
         vm.boot(vm_config(plan), &descriptors).await?;
         let spawned = begun.elapsed();
         let stream = dialled(plan, &vm, &mut incoming).await?;
@@ -160,13 +166,28 @@ pub(super) async fn launch(
     }
 }
 
+/// The disks of the private Docker daemon: its image, and its data's.
+fn docker_disks(docker: Docker, config: &Config) -> Result<[File; 2], LaunchError> {
+    let image = open_image(&config.docker_image)
+        .map_err(|source| LaunchError::GuestFile { key: "docker_image", source })?;
+    let disk = docker
+        .make_disk(&config.disk_dir)
+        .map_err(|source| LaunchError::Disk { directory: config.disk_dir.clone(), source })?;
+    Ok([image, disk])
+}
+
 fn vm_config(plan: &Plan) -> VmConfig {
     let extra = plan.config.kernel_args.trim();
+    // The guest counts on this order.
+    let mut disks = vec![Disk { read_only: true }];
+    if plan.docker.is_some() {
+        disks.extend([Disk { read_only: true }, Disk { read_only: false }]);
+    }
     VmConfig {
         vcpus: u8::try_from(plan.size.vcpus).unwrap_or(u8::MAX),
         memory_mib: u32::try_from(plan.size.memory_mib).unwrap_or(u32::MAX),
         cmdline: format!("{CMDLINE} {extra}").trim_end().into(),
-        disks: vec![Disk { read_only: true }],
+        disks,
         shared: Some(Shared { tag: SHARED_TAG.into(), path: plan.state.shared() }),
         vsock: Some(Vsock { cid: GUEST_CID, accept: vec![AGENT_PORT] }),
     }
@@ -212,6 +233,7 @@ async fn configure(plan: &Plan, stream: OwnedFd) -> Result<AgentClient, LaunchEr
         realtime_ns: i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
         entropy,
         hostname: plan.hostname.clone(),
+        docker: plan.docker.is_some(),
         ..Default::default()
     };
     let call = agent.configure(ttrpc::context::with_duration(CONFIGURE_TIMEOUT), &request);

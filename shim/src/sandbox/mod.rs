@@ -11,6 +11,7 @@
 mod bind;
 pub(crate) mod cgroup;
 mod container;
+mod docker;
 mod guest;
 mod launch;
 mod life;
@@ -29,6 +30,7 @@ use crate::io::Stdio;
 use crate::state::Record;
 pub(crate) use container::Container;
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
+pub(crate) use docker::Docker;
 use guest::Guest;
 pub(crate) use launch::Plan;
 pub(crate) use life::{Exit, Status};

@@ -13,7 +13,7 @@ use super::rootfs::{self, RootMount, RootfsError};
 use super::spec::{Bind, GuestPaths, Spec};
 use crate::error::Error;
 use crate::state::remove_container;
-use lazaret_agent_api::SHARED_ROOT;
+use lazaret_agent_api::{DOCKER_SOCKET, SHARED_ROOT};
 use nix::mount::{MntFlags, umount2};
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -28,11 +28,6 @@ pub enum MountsError {
     Root { path: PathBuf, source: io::Error },
     #[error("bind mount of {} on {destination}: {source}", path.display())]
     Bind { path: PathBuf, destination: String, source: io::Error },
-    #[error(
-        "bind mount of the Docker socket {} on {destination}: a sandbox is to have a Docker daemon of its own there, \
-         which this version does not have yet; leave the mount out", path.display()
-    )]
-    DockerSocket { path: PathBuf, destination: String },
     #[error(
         "bind mount of the socket {} on {destination}: a program on the host cannot be reached from inside a sandbox",
         path.display()
@@ -52,7 +47,6 @@ impl From<MountsError> for Error {
         let line = error.to_string();
         match error {
             MountsError::Bind { .. }
-            | MountsError::DockerSocket { .. }
             | MountsError::Socket { .. }
             | MountsError::Device { .. }
             | MountsError::Rootfs(RootfsError::Loop(_) | RootfsError::Target(_)) => {
@@ -108,6 +102,10 @@ impl ContainerMounts {
             match kind {
                 Kind::Directory => make_directory(&target)?,
                 Kind::File => make_file(&target)?,
+                Kind::DockerSocket => {
+                    mounts.paths.binds.insert(entry.index, DOCKER_SOCKET.into());
+                    continue;
+                }
             }
             bind(&entry.source, &target, entry.read_only, entry.recursive).map_err(|source| {
                 MountsError::Bind {
@@ -147,6 +145,8 @@ impl Drop for ContainerMounts {
 enum Kind {
     Directory,
     File,
+    /// The host's Docker socket, in whose place the sandbox's own is mounted.
+    DockerSocket,
 }
 
 fn check_source(entry: &Bind) -> Result<Kind, MountsError> {
@@ -157,11 +157,11 @@ fn check_source(entry: &Bind) -> Result<Kind, MountsError> {
     };
     if kind.is_socket() {
         let is_docker = |path: &Path| path.file_name().is_some_and(|name| name == "docker.sock");
-        return Err(if is_docker(&path) || is_docker(Path::new(&destination)) {
-            MountsError::DockerSocket { path, destination }
+        return if is_docker(&path) || is_docker(Path::new(&destination)) {
+            Ok(Kind::DockerSocket)
         } else {
-            MountsError::Socket { path, destination }
-        });
+            Err(MountsError::Socket { path, destination })
+        };
     }
     if kind.is_block_device() || kind.is_char_device() {
         return Err(MountsError::Device { path, destination });

@@ -100,7 +100,7 @@ fn limited_memory(spec: &Spec) -> Option<u64> {
 }
 
 /// A size in MiB: a bare number, or one with Ki, Mi, Gi (or K, M, G, all binary).
-fn parse_memory(text: &str) -> Option<u64> {
+pub(super) fn parse_memory(text: &str) -> Option<u64> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let number: u64 = text[..digits].parse().ok()?;

@@ -1,0 +1,217 @@
+//! Where dockerd runs: in the file system of a container, as if it had been installed there. `-v /work:/work` is the
+//! container's `/work`, whatever is mounted on it.
+//!
+//! ```text
+//!   /                   the container's, with all that is mounted in it
+//!   /proc, /sys, /dev   the guest's
+//!   /run                what the container has there at the start, in a directory of dockerd's own: its containerd puts sockets there
+//!   /proc/driver        docker.erofs: the one place that is in every root and nobody's, and short enough for a loader's path
+//!       /data           the disk of the sandbox, for images and containers
+//!       /run            run-time state
+//! ```
+//!
+//! All of this is in a mount namespace of dockerd's own; the container sees none of it.
+
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork, getpid};
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+/// The argument that makes the agent's binary this program.
+pub(crate) const COMMAND: &str = "launch-docker";
+
+/// The disks, in the order the host plugs them in: after the root.
+const IMAGE: &str = "/dev/vdb";
+const DATA: &str = "/dev/vdc";
+const HOME: &str = "/proc/driver";
+/// Where dockerd looks for the first socket it is handed (sd_listen_fds(3)).
+pub(super) const SOCKET: i32 = 3;
+/// Magic number of ext4 and its place on the disk (Linux, `fs/ext4/ext4.h`).
+const EXT4_MAGIC: [u8; 2] = 0xEF53_u16.to_le_bytes();
+const EXT4_MAGIC_AT: u64 = 1024 + 0x38;
+
+#[derive(Debug, thiserror::Error)]
+enum LaunchError {
+    #[error("{0:?} is not the pid of a container")]
+    Pid(String),
+    #[error("{0}: {1}")]
+    Step(&'static str, #[source] io::Error),
+    #[error("its containerd has ended")]
+    Containerd,
+    #[error("making a file system on the disk failed with {0}")]
+    Format(std::process::ExitStatus),
+}
+
+/// Says which step it is that fails.
+trait At<T> {
+    fn at(self, step: &'static str) -> Result<T, LaunchError>;
+}
+
+impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
+    fn at(self, step: &'static str) -> Result<T, LaunchError> {
+        self.map_err(|error| LaunchError::Step(step, error.into()))
+    }
+}
+
+/// Runs dockerd and its containerd for the container whose first process has the pid that is the first of `arguments`, to
+/// their end. The socket is at descriptor 3. Returns the exit status.
+pub(crate) fn main(mut arguments: impl Iterator<Item = String>) -> i32 {
+    launch(&arguments.next().unwrap_or_default()).unwrap_or_else(|error| {
+        eprintln!("{error}");
+        1
+    })
+}
+
+fn launch(pid: &str) -> Result<i32, LaunchError> {
+    let pid: u32 = pid.parse().map_err(|_| LaunchError::Pid(pid.to_owned()))?;
+    let namespace = File::open(format!("/proc/{pid}/ns/mnt")).at("the container's mount namespace")?;
+    let guests = ["/proc", "/sys", "/dev"].map(Path::new);
+    let guests = guests.map(|path| clone_tree(path).map(|tree| (tree, path)));
+    setns(namespace, CloneFlags::CLONE_NEWNS).at("entering the container's mount namespace")?;
+    unshare(CloneFlags::CLONE_NEWNS).at("a mount namespace")?;
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).at("a mount namespace of its own")?;
+
+    for guest in guests {
+        let (tree, path) = guest.at("the guest's /proc, /sys and /dev")?;
+        move_tree(&tree, path).at("mounting the guest's /proc, /sys and /dev")?;
+    }
+    let read_only = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some(IMAGE), HOME, Some("erofs"), read_only, none).at("mounting docker.erofs")?;
+    let state = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("docker"), "/proc/driver/run", Some("tmpfs"), state, Some("mode=0711"))
+        .at("mounting its state")?;
+    own_run().at("mounting /run")?;
+    format_if_new()?;
+    let noatime = MsFlags::MS_NOATIME;
+    mount(Some(DATA), "/proc/driver/data", Some("ext4"), noatime, Some("discard")).at("mounting the disk")?;
+
+    let mut containerd = program("/proc/driver/usr/bin/containerd");
+    containerd.args(["--config", "/proc/driver/etc/containerd.toml"]);
+    let mut dockerd = program("/proc/driver/usr/sbin/dockerd");
+    dockerd.args(["--config-file", "/proc/driver/etc/docker.json", "--host", "fd://"]).env("LISTEN_FDS", "1");
+    let containerd = fork_exec(containerd, false).at("starting containerd")?;
+    let dockerd = fork_exec(dockerd, true).at("starting dockerd")?;
+    // Whichever ends first is the end of both: dockerd does nothing without its containerd, and would not say so.
+    loop {
+        match waitpid(None, None) {
+            Ok(WaitStatus::Exited(pid, status)) if pid == dockerd => return Ok(status),
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == dockerd => return Ok(128 + signal as i32),
+            Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) if pid == containerd => {
+                return Err(LaunchError::Containerd);
+            }
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(LaunchError::Step("waiting for dockerd", errno.into())),
+        }
+    }
+}
+
+/// Starts a program that is killed when this process ends; with the Docker socket, which is this process's descriptor 3, or
+/// without. By hand, since a program that is handed a socket is told its own pid (sd_listen_fds(3)).
+fn fork_exec(mut command: Command, with_socket: bool) -> io::Result<Pid> {
+    // SAFETY: this process has one thread, so its child may do whatever it could.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => {
+            let prepared = set_pdeathsig(Signal::SIGKILL);
+            if with_socket {
+                command.env("LISTEN_PID", getpid().to_string());
+            } else {
+                // SAFETY: nobody in this process has it as his own.
+                drop(unsafe { OwnedFd::from_raw_fd(SOCKET) });
+            }
+            let error = prepared.map_or_else(io::Error::from, |()| command.exec());
+            eprintln!("{}: {error}", command.get_program().display());
+            std::process::exit(1);
+        }
+    }
+}
+
+/// A program of docker.erofs, with what it and its children need to find each other.
+fn program(path: &str) -> Command {
+    let mut command = Command::new(path);
+    command
+        .env("PATH", "/proc/driver/usr/sbin:/proc/driver/usr/bin")
+        .env("LD_LIBRARY_PATH", "/proc/driver/usr/lib/x86_64-linux-gnu")
+        .env("XTABLES_LIBDIR", "/proc/driver/usr/lib/x86_64-linux-gnu/xtables")
+        .env("TMPDIR", "/proc/driver/run")
+        .env("HOME", "/root");
+    command
+}
+
+/// Makes an ext4 on the disk, unless it has one. The disk lives no longer than the guest: a journal would be for nobody.
+fn format_if_new() -> Result<(), LaunchError> {
+    let mut magic = [0; 2];
+    File::open(DATA).and_then(|disk| disk.read_exact_at(&mut magic, EXT4_MAGIC_AT)).at("reading the disk")?;
+    if magic == EXT4_MAGIC {
+        return Ok(());
+    }
+    let options = "nodiscard,assume_storage_prezeroed=1,lazy_itable_init=1";
+    let status = program("/proc/driver/usr/sbin/mke2fs")
+        .args(["-q", "-F", "-t", "ext4", "-m", "0", "-O", "^has_journal", "-E", options, DATA])
+        .status()
+        .at("running mke2fs")?;
+    if status.success() { Ok(()) } else { Err(LaunchError::Format(status)) }
+}
+
+/// A `/run` that can be written without the container's seeing it: what the container has there now is found there, too.
+fn own_run() -> io::Result<()> {
+    let own = Path::new("/proc/driver/run/run");
+    fs::create_dir(own)?;
+    match fs::create_dir("/run") {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    for entry in fs::read_dir("/run")? {
+        let entry = entry?;
+        let (kind, target) = (entry.file_type()?, own.join(entry.file_name()));
+        if kind.is_symlink() {
+            symlink(fs::read_link(entry.path())?, target)?;
+            continue;
+        } else if kind.is_dir() {
+            fs::create_dir(&target)?;
+        } else {
+            File::create(&target)?;
+        }
+        move_tree(&clone_tree(&entry.path())?, &target)?;
+    }
+    move_tree(&clone_tree(own)?, Path::new("/run"))
+}
+
+/// The mounts at and below `path`, as they are now.
+fn clone_tree(path: &Path) -> io::Result<OwnedFd> {
+    let (here, path) = (libc::AT_FDCWD, c_string(path)?);
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_RECURSIVE.unsigned_abs();
+    // SAFETY: the path outlives the call, which returns a new descriptor or -1.
+    let raw = unsafe { libc::syscall(libc::SYS_open_tree, here, path.as_ptr(), flags) };
+    let raw = i32::try_from(Errno::result(raw)?).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Mounts what [`clone_tree`] has given on `target`.
+fn move_tree(tree: &OwnedFd, target: &Path) -> io::Result<()> {
+    let (empty, target) = (c"", c_string(target)?);
+    let (flags, here) = (libc::MOVE_MOUNT_F_EMPTY_PATH, libc::AT_FDCWD);
+    // SAFETY: both paths outlive the call.
+    let moved = unsafe {
+        libc::syscall(libc::SYS_move_mount, tree.as_raw_fd(), empty.as_ptr(), here, target.as_ptr(), flags)
+    };
+    Errno::result(moved)?;
+    Ok(())
+}
+
+fn c_string(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_encoded_bytes())?)
+}
