@@ -32,5 +32,5 @@ pub const GUEST_CID: u32 = 3;
 pub const SHARED_TAG: &str = "lazaret";
 /// Where the agent mounts it. `<container-id>/rootfs` and `<container-id>/mounts/<n>` are below.
 pub const SHARED_ROOT: &str = "/run/lazaret/shared";
-/// The socket of the guest's Docker daemon, and where every container finds it.
+/// The socket of the guest's Docker daemon, in the guest; a container finds it at `/var/run/docker.sock`.
 pub const DOCKER_SOCKET: &str = "/run/docker.sock";
