@@ -42,7 +42,7 @@ impl AgentService {
             .map_err(|errno| RpcError::InvalidArgument(format!("cannot set the clock: {errno}")))?;
         host_facts::add_entropy(&request.entropy)
             .map_err(|error| RpcError::Internal(format!("cannot add entropy: {error}")))?;
-        if request.docker {
+        if request.docker.is_some() {
             docker::offer(self.containers.clone(), self.reaper.clone())
                 .map_err(|error| RpcError::Internal(format!("cannot offer the Docker socket: {error}")))?;
         }

@@ -6,6 +6,7 @@
 //!    ◄──────── vsock host:1024 ───────────── dials once: "I am ready"
 //!    ─── Configure, CreateContainer, … ────► the same stream carries ttrpc, the agent is the server
 //!    ──────── vsock guest:1025 ────────────► one per stdio descriptor: header, ack, bytes (stdio.md)
+//!    ──────── vsock guest:1026 ────────────► one per connection to the guest's Docker socket, if the host asks for it
 //! ```
 //!
 //! The guest accepts connections from the host alone, and the host accepts one from the guest: nothing that runs in a
@@ -26,6 +27,8 @@ pub use stream::{Ack, HeaderError, MAX_HEADER, decode_header, encode_header};
 pub const AGENT_PORT: u32 = 1024;
 /// The guest's vsock port for stdio streams.
 pub const STDIO_PORT: u32 = 1025;
+/// The guest's vsock port for its Docker socket, where the host asks for it.
+pub const DOCKER_PORT: u32 = 1026;
 /// The guest's vsock context id. The VMM ends vsock in user space, so all guests may share it.
 pub const GUEST_CID: u32 = 3;
 /// The tag of the virtio-fs device.
