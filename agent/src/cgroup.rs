@@ -1,9 +1,16 @@
-//! The cgroup v2 tree: `/lazaret/<container id>`, made and removed by crun, looked into by the agent.
+//! The cgroup v2 tree: `/lazaret/<container id>`, made and removed by crun, looked into by the agent; and `/docker`, where all
+//! of the private Docker daemon is.
 
 use crate::paths::{CGROUP_PARENT, CGROUP_ROOT};
-use std::fs;
-use std::io;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+/// How long the kernel may take to kill what is in a cgroup, in milliseconds.
+const KILL_TIMEOUT_MS: u16 = 10_000;
 
 /// Makes the containers' parent and hands every controller down to it and to its children.
 ///
@@ -21,13 +28,53 @@ pub(crate) fn enable_controllers() -> io::Result<()> {
     Ok(())
 }
 
-/// A container's cgroup.
+/// A cgroup, with those below it.
 #[derive(Debug, Clone)]
 pub(crate) struct Cgroup(PathBuf);
 
 impl Cgroup {
+    /// A container's.
     pub(crate) fn of(container: &str) -> Self {
         Self(Path::new(CGROUP_ROOT).join(CGROUP_PARENT.trim_start_matches('/')).join(container))
+    }
+
+    /// The Docker daemon's: its own processes are in `daemon`, its containers below `containers` (`docker.json`).
+    pub(crate) fn docker() -> Self {
+        Self(Path::new(CGROUP_ROOT).join("docker"))
+    }
+
+    /// Puts this process into `name` below it, which is made.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub(crate) fn enter(&self, name: &str) -> io::Result<()> {
+        let cgroup = self.0.join(name);
+        fs::create_dir_all(&cgroup)?;
+        fs::write(cgroup.join("cgroup.procs"), "0")
+    }
+
+    /// Kills every process in it and below, waits for their ends and removes it. One that is gone is no error.
+    ///
+    /// # Errors
+    /// Of the file system; [`ErrorKind::TimedOut`].
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        let events = match File::open(self.0.join("cgroup.events")) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            result => result?,
+        };
+        fs::write(self.0.join("cgroup.kill"), "1")?;
+        loop {
+            // What changes after this read makes the descriptor ready.
+            let mut text = [0; 256];
+            let length = events.read_at(&mut text, 0)?;
+            if text[..length].starts_with(b"populated 0") {
+                return self.remove();
+            }
+            let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
+            if poll(&mut fds, PollTimeout::from(KILL_TIMEOUT_MS))? == 0 {
+                return Err(ErrorKind::TimedOut.into());
+            }
+        }
     }
 
     /// Every process in it and below, by the guest's pids. One that is gone has none.
@@ -68,7 +115,7 @@ fn remove_tree(root: &Path) -> io::Result<()> {
     }
     for cgroup in found.iter().rev() {
         match fs::remove_dir(cgroup) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }

@@ -16,7 +16,7 @@
 //! dial is the readiness signal, and the connection is the guest's reason to be: when it ends, so does the VM.
 //!
 //! Threat model: the host is trusted; a container is not. No descriptor of the agent is inherited (all are
-//! close-on-exec), its directories are root's and outside every container's mounts, its two vsock ports speak to the
+//! close-on-exec), its directories are root's and outside every container's mounts, its vsock ports speak to the
 //! host's CID alone, and the OOM killer passes it over.
 
 mod boot;
@@ -35,6 +35,7 @@ mod service;
 mod shared;
 mod spec;
 mod stdio;
+mod vsock;
 
 #[cfg(test)]
 mod end_to_end_test;
@@ -53,7 +54,7 @@ use log::{error, info};
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
+use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
@@ -110,8 +111,7 @@ async fn serve(begun: Instant) -> Result<(), Failure> {
     let containers = Arc::new(Containers::new(Crun::guest(reaper.clone())));
 
     // Before the dial: the dial tells the host that streams may come.
-    let listener =
-        VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, STDIO_PORT)).map_err(Failure::Listen)?;
+    let listener = vsock::bind(STDIO_PORT).map_err(Failure::Listen)?;
     tokio::spawn(stdio::listen(listener, containers.clone()));
 
     let host = VsockAddr::new(VMADDR_CID_HOST, AGENT_PORT);

@@ -11,13 +11,13 @@ use crate::rpc::RpcError;
 use crate::{host_facts, shared};
 use async_trait::async_trait;
 use lazaret_agent_api::agent::{
-    ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateExecRequest, Empty, ListPidsResponse,
-    ProcessRequest, ProcessResponse, ResizeTerminalRequest, SignalProcessRequest, WaitProcessResponse,
+    self, ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateExecRequest, Empty,
+    ListPidsResponse, ProcessRequest, ProcessResponse, ResizeTerminalRequest, SignalProcessRequest,
+    WaitProcessResponse,
 };
 use lazaret_agent_api::agent_ttrpc::Agent;
 use std::future::Future;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use ttrpc::asynchronous::TtrpcContext;
 
 type Answer<T> = ttrpc::Result<T>;
@@ -26,24 +26,29 @@ pub(crate) struct AgentService {
     containers: Arc<Containers>,
     reaper: Arc<Reaper>,
     power: Arc<Power>,
-    configured: AtomicBool,
+    /// What the guest was configured with.
+    docker: OnceLock<Option<agent::Docker>>,
 }
 
 impl AgentService {
     pub(crate) fn new(containers: Arc<Containers>, reaper: Arc<Reaper>, power: Arc<Power>) -> Self {
-        Self { containers, reaper, power, configured: AtomicBool::new(false) }
+        Self { containers, reaper, power, docker: OnceLock::new() }
+    }
+
+    fn docker(&self) -> Option<&agent::Docker> {
+        self.docker.get()?.as_ref()
     }
 
     fn configure_once(&self, request: &ConfigureRequest) -> Result<(), RpcError> {
-        if self.configured.swap(true, Ordering::Relaxed) {
+        if self.docker.set(request.docker.as_ref().cloned()).is_err() {
             return Err(RpcError::FailedPrecondition("the guest is configured already".to_owned()));
         }
         host_facts::set_clock(request.realtime_ns)
             .map_err(|errno| RpcError::InvalidArgument(format!("cannot set the clock: {errno}")))?;
         host_facts::add_entropy(&request.entropy)
             .map_err(|error| RpcError::Internal(format!("cannot add entropy: {error}")))?;
-        if request.docker.is_some() {
-            docker::offer(self.containers.clone(), self.reaper.clone())
+        if let Some(docker) = request.docker.as_ref() {
+            docker::offer(docker, self.containers.clone(), self.reaper.clone())
                 .map_err(|error| RpcError::Internal(format!("cannot offer the Docker socket: {error}")))?;
         }
         if request.hostname.is_empty() {
@@ -75,8 +80,19 @@ impl Agent for AgentService {
         _: &TtrpcContext,
         request: CreateContainerRequest,
     ) -> Answer<ProcessResponse> {
-        let containers = self.containers.clone();
-        let pid = to_its_end(async move { containers.create(request).await }).await?;
+        let (containers, eager) = (self.containers.clone(), self.docker().is_some_and(|docker| docker.eager));
+        let create = async move {
+            let id = request.container_id.clone();
+            let pid = containers.create(request).await?;
+            if eager && let Err(why) = docker::ping().await {
+                if let Err(error) = containers.delete(&id, "").await {
+                    log::warn!("container {id}: after the failure of its Docker daemon: {error}");
+                }
+                return Err(RpcError::Internal(format!("container {id}: {why}")));
+            }
+            Ok(pid)
+        };
+        let pid = to_its_end(create).await?;
         Ok(ProcessResponse { pid: pid.unsigned_abs(), ..Default::default() })
     }
 
@@ -137,11 +153,12 @@ impl Agent for AgentService {
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> Answer<Empty> {
         let (containers, power) = (self.containers.clone(), self.power.clone());
+        let keep = self.docker().is_some_and(|docker| docker.keep);
         to_its_end(async move {
             containers.end().await;
             // The Docker daemon and its containers, too: they may write to the containers' files.
             power::kill_all();
-            let synced = shared::sync().await;
+            let synced = if keep { shared::sync_all().await } else { shared::sync().await };
             // It ends in any case; that something was not written back, the host should know.
             power.shut_down_after_answer();
             synced.map_err(|error| RpcError::Internal(error.to_string()))?;

@@ -27,11 +27,23 @@ pub(crate) enum SharedError {
 /// # Errors
 /// [`SharedError`].
 pub(crate) async fn sync() -> Result<(), SharedError> {
-    let sync = spawn_blocking(|| {
-        let root = File::open(SHARED_ROOT)?;
-        Ok(nix::unistd::syncfs(root)?)
-    });
-    timeout(DEADLINE, sync).await.map_err(|_| SharedError::Deadline)??
+    written(|| Ok(nix::unistd::syncfs(File::open(SHARED_ROOT)?)?)).await
+}
+
+/// The same, and writes back what is mounted elsewhere: the volume of the Docker daemon.
+///
+/// # Errors
+/// [`SharedError`].
+pub(crate) async fn sync_all() -> Result<(), SharedError> {
+    written(|| {
+        nix::unistd::sync();
+        Ok(nix::unistd::syncfs(File::open(SHARED_ROOT)?)?)
+    })
+    .await
+}
+
+async fn written(write: fn() -> Result<(), SharedError>) -> Result<(), SharedError> {
+    timeout(DEADLINE, spawn_blocking(write)).await.map_err(|_| SharedError::Deadline)??
 }
 
 /// Lets go of it. What still uses it, if anything does, keeps it.

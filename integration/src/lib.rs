@@ -12,6 +12,7 @@
 pub mod command;
 pub mod container;
 pub mod containerd;
+pub mod docker;
 pub mod leftovers;
 pub mod probe;
 pub mod spec;

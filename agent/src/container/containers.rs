@@ -49,12 +49,11 @@ impl Containers {
         self.get(id)?.process(exec_id)
     }
 
-    /// The pid of the first process of a container that runs, if any does.
-    pub(crate) fn running(&self) -> Option<libc::pid_t> {
+    /// The pid of the first process of a container that has not ended; its file system is complete from its creation on.
+    pub(crate) fn living(&self) -> Option<libc::pid_t> {
         let table = self.table();
-        let mut running =
-            table.values().flatten().filter(|container| container.init.state() == State::Running);
-        running.find_map(|container| container.init.pid())
+        let mut living = table.values().flatten().map(|container| &container.init);
+        living.find(|init| !matches!(init.state(), State::Ended(_)))?.pid()
     }
 
     /// Makes a container. Answers with its process's pid.

@@ -12,11 +12,10 @@
 //!
 //! All of this is in a mount namespace of dockerd's own; the container sees none of it.
 
+use crate::cgroup::Cgroup;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid};
 use std::ffi::CString;
@@ -27,6 +26,7 @@ use std::os::unix::fs::{FileExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 /// The argument that makes the agent's binary this program.
 pub(crate) const COMMAND: &str = "launch-docker";
@@ -34,6 +34,30 @@ pub(crate) const COMMAND: &str = "launch-docker";
 /// The disks, in the order the host plugs them in: after the root.
 const IMAGE: &str = "/dev/vdb";
 const DATA: &str = "/dev/vdc";
+
+/// What the data's disk is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Disk {
+    /// It lives no longer than the guest: a journal would be for nobody.
+    Scratch,
+    /// Another guest will read it, however this one ends.
+    Volume,
+}
+
+impl Disk {
+    pub(super) fn of(keep: bool) -> Self {
+        if keep { Self::Volume } else { Self::Scratch }
+    }
+
+    /// As an argument.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Scratch => "scratch",
+            Self::Volume => "volume",
+        }
+    }
+}
+
 const HOME: &str = "/proc/driver";
 /// Where dockerd looks for the first socket it is handed (sd_listen_fds(3)).
 pub(super) const SOCKET: i32 = 3;
@@ -43,8 +67,8 @@ const EXT4_MAGIC_AT: u64 = 1024 + 0x38;
 
 #[derive(Debug, thiserror::Error)]
 enum LaunchError {
-    #[error("{0:?} is not the pid of a container")]
-    Pid(String),
+    #[error("usage: {COMMAND} PID scratch|volume, with the pid of a container")]
+    Usage,
     #[error("{0}: {1}")]
     Step(&'static str, #[source] io::Error),
     #[error("its containerd has ended")]
@@ -64,17 +88,22 @@ impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
     }
 }
 
-/// Runs dockerd and its containerd for the container whose first process has the pid that is the first of `arguments`, to
-/// their end. The socket is at descriptor 3. Returns the exit status.
-pub(crate) fn main(mut arguments: impl Iterator<Item = String>) -> i32 {
-    launch(&arguments.next().unwrap_or_default()).unwrap_or_else(|error| {
+/// Runs dockerd and its containerd to the end of one of them, for the container whose first process has the pid that is the
+/// first of `arguments`; the second names the kind of [`Disk`]. The socket is at descriptor 3. Returns the exit status.
+pub(crate) fn main(arguments: impl Iterator<Item = String>) -> i32 {
+    launch(arguments).unwrap_or_else(|error| {
         eprintln!("{error}");
         1
     })
 }
 
-fn launch(pid: &str) -> Result<i32, LaunchError> {
-    let pid: u32 = pid.parse().map_err(|_| LaunchError::Pid(pid.to_owned()))?;
+fn launch(mut arguments: impl Iterator<Item = String>) -> Result<i32, LaunchError> {
+    let pid = arguments.next().and_then(|pid| pid.parse::<u32>().ok()).ok_or(LaunchError::Usage)?;
+    let kind = arguments.next();
+    let disk = [Disk::Scratch, Disk::Volume].into_iter().find(|disk| kind.as_deref() == Some(disk.name()));
+    let disk = disk.ok_or(LaunchError::Usage)?;
+    let begun = Instant::now();
+    Cgroup::docker().enter("daemon").at("its cgroup")?;
     let namespace = File::open(format!("/proc/{pid}/ns/mnt")).at("the container's mount namespace")?;
     let guests = ["/proc", "/sys", "/dev"].map(Path::new);
     let guests = guests.map(|path| clone_tree(path).map(|tree| (tree, path)));
@@ -93,9 +122,12 @@ fn launch(pid: &str) -> Result<i32, LaunchError> {
     mount(Some("docker"), "/proc/driver/run", Some("tmpfs"), state, Some("mode=0711"))
         .at("mounting its state")?;
     own_run().at("mounting /run")?;
-    format_if_new()?;
+    let mounted = begun.elapsed();
+    format_if_new(disk)?;
     let noatime = MsFlags::MS_NOATIME;
     mount(Some(DATA), "/proc/driver/data", Some("ext4"), noatime, Some("discard")).at("mounting the disk")?;
+    let [mounted, disk] = [mounted, begun.elapsed()].map(|time| time.as_millis());
+    eprintln!("starting after {disk} ms: file system {mounted} ms, then the disk");
 
     let mut containerd = program("/proc/driver/usr/bin/containerd");
     containerd.args(["--config", "/proc/driver/etc/containerd.toml"]);
@@ -103,7 +135,8 @@ fn launch(pid: &str) -> Result<i32, LaunchError> {
     dockerd.args(["--config-file", "/proc/driver/etc/docker.json", "--host", "fd://"]).env("LISTEN_FDS", "1");
     let containerd = fork_exec(containerd, false).at("starting containerd")?;
     let dockerd = fork_exec(dockerd, true).at("starting dockerd")?;
-    // Whichever ends first is the end of both: dockerd does nothing without its containerd, and would not say so.
+    // Whichever ends first is the end of both: dockerd does nothing without its containerd, and would not say so. The agent
+    // kills what is left.
     loop {
         match waitpid(None, None) {
             Ok(WaitStatus::Exited(pid, status)) if pid == dockerd => return Ok(status),
@@ -117,21 +150,20 @@ fn launch(pid: &str) -> Result<i32, LaunchError> {
     }
 }
 
-/// Starts a program that is killed when this process ends; with the Docker socket, which is this process's descriptor 3, or
+/// Starts a program; with the Docker socket, which is this process's descriptor 3, or
 /// without. By hand, since a program that is handed a socket is told its own pid (sd_listen_fds(3)).
 fn fork_exec(mut command: Command, with_socket: bool) -> io::Result<Pid> {
     // SAFETY: this process has one thread, so its child may do whatever it could.
     match unsafe { fork() }? {
         ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => {
-            let prepared = set_pdeathsig(Signal::SIGKILL);
             if with_socket {
                 command.env("LISTEN_PID", getpid().to_string());
             } else {
                 // SAFETY: nobody in this process has it as his own.
                 drop(unsafe { OwnedFd::from_raw_fd(SOCKET) });
             }
-            let error = prepared.map_or_else(io::Error::from, |()| command.exec());
+            let error = command.exec();
             eprintln!("{}: {error}", command.get_program().display());
             std::process::exit(1);
         }
@@ -150,16 +182,20 @@ fn program(path: &str) -> Command {
     command
 }
 
-/// Makes an ext4 on the disk, unless it has one. The disk lives no longer than the guest: a journal would be for nobody.
-fn format_if_new() -> Result<(), LaunchError> {
+/// Makes an ext4 on the disk, unless it has one.
+fn format_if_new(disk: Disk) -> Result<(), LaunchError> {
     let mut magic = [0; 2];
     File::open(DATA).and_then(|disk| disk.read_exact_at(&mut magic, EXT4_MAGIC_AT)).at("reading the disk")?;
     if magic == EXT4_MAGIC {
         return Ok(());
     }
-    let options = "nodiscard,assume_storage_prezeroed=1,lazy_itable_init=1";
+    let journal = match disk {
+        Disk::Scratch => "^has_journal",
+        Disk::Volume => "has_journal",
+    };
+    let options = "nodiscard,assume_storage_prezeroed=1,lazy_itable_init=1,lazy_journal_init=1";
     let status = program("/proc/driver/usr/sbin/mke2fs")
-        .args(["-q", "-F", "-t", "ext4", "-m", "0", "-O", "^has_journal", "-E", options, DATA])
+        .args(["-q", "-F", "-t", "ext4", "-m", "0", "-O", journal, "-E", options, DATA])
         .status()
         .at("running mke2fs")?;
     if status.success() { Ok(()) } else { Err(LaunchError::Format(status)) }

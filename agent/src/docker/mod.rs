@@ -2,41 +2,53 @@
 //!
 //! ```text
 //!   docker CLI ──► /run/docker.sock ── first connection ──► launch ── exec ──► dockerd
-//!                  (the agent's)                            its mounts         (has inherited the socket)
+//!                  (the agent's)  ▲                         its mounts         (has inherited the socket)
+//!   host ──► vsock 1026 ── relay ─┘
 //! ```
 //!
 //! The agent only ever looks whether somebody waits at the socket. The connection itself is dockerd's to accept, which it
-//! does as soon as it can serve. When dockerd ends, whoever still waits is told why, and the next one starts it anew.
+//! does as soon as it can serve. When dockerd ends, so does everything it has started; whoever still waits is told why, and
+//! the next one starts it anew.
 
+mod http;
 mod launch;
+mod relay;
 
+pub(crate) use http::ping;
 pub(crate) use launch::{COMMAND, main as launch_main};
 
+use crate::cgroup::Cgroup;
 use crate::container::Containers;
 use crate::crun::oom_score;
 use crate::reaper::{Child, Reaper};
-use lazaret_agent_api::DOCKER_SOCKET;
+use crate::vsock;
+use lazaret_agent_api::{DOCKER_PORT, DOCKER_SOCKET, agent};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::{self, Permissions};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
 
-/// How long a client may take to say what it wants before it is told that there is no daemon.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long dockerd may take to its first answer. It takes a second, on slow machines ten.
+const START_DEADLINE: Duration = Duration::from_secs(150);
+/// How long nobody is served when nobody can be, for want of memory or descriptors.
+const BREATH: Duration = Duration::from_secs(1);
 
 /// The daemon's socket, and who starts it.
 struct Docker {
     socket: AsyncFd<UnixListener>,
+    /// Its disk outlives the guest.
+    keep: bool,
     containers: Arc<Containers>,
     reaper: Arc<Reaper>,
     /// The last line it has written.
@@ -47,14 +59,21 @@ struct Docker {
 ///
 /// # Errors
 /// When it cannot be made.
-pub(crate) fn offer(containers: Arc<Containers>, reaper: Arc<Reaper>) -> io::Result<()> {
+pub(crate) fn offer(
+    wanted: &agent::Docker,
+    containers: Arc<Containers>,
+    reaper: Arc<Reaper>,
+) -> io::Result<()> {
     let socket = UnixListener::bind(DOCKER_SOCKET)?;
     // Of whoever is in the sandbox: there is nobody else on this machine.
     fs::set_permissions(DOCKER_SOCKET, Permissions::from_mode(0o666))?;
     socket.set_nonblocking(true)?;
     // SAFETY: a listener keeps its descriptor open for as long as it lives, and hands it out only borrowed.
     let socket = unsafe { AsyncFd::register(socket) }?;
-    let docker = Docker { socket, containers, reaper, last_words: Arc::default() };
+    if wanted.export {
+        tokio::spawn(relay::listen(vsock::bind(DOCKER_PORT)?));
+    }
+    let docker = Docker { socket, keep: wanted.keep, containers, reaper, last_words: Arc::default() };
     tokio::spawn(docker.serve());
     Ok(())
 }
@@ -68,6 +87,9 @@ impl Docker {
                     let end = self.run().await;
                     log::info!("dockerd: {end}");
                     self.refuse(&end);
+                    if self.somebody_waits() {
+                        sleep(BREATH).await;
+                    }
                 }
                 Err(error) => {
                     log::error!("{DOCKER_SOCKET} cannot be watched any more: {error}");
@@ -82,25 +104,38 @@ impl Docker {
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count > 0)
     }
 
-    /// Runs dockerd to its end; tells how that was.
+    /// Runs dockerd to its end, which is that of all it has started; tells how that was.
     async fn run(&self) -> String {
-        let Some(container) = self.containers.running() else {
-            return "no container runs whose files it could use".to_owned();
+        let Some(container) = self.containers.living() else {
+            return "no container is there whose files it could use".to_owned();
         };
-        match self.start(container) {
-            Ok(child) => {
-                let status = child.exit.await.map_or(255, |exit| exit.status);
-                let said = self.last_words.lock().unwrap_or_else(PoisonError::into_inner);
-                format!("it has ended with status {status}; its last words: {said}")
-            }
+        self.last_words().clear();
+        let end = match self.start(container) {
+            Ok(child) => tokio::select! {
+                exit = child.exit => match exit.map_or(255, |exit| exit.status) {
+                    137 => "it was killed".to_owned(),
+                    status => format!("it has ended with status {status}"),
+                },
+                () = silent() => format!("it did not answer within {} s of its start", START_DEADLINE.as_secs()),
+            },
             Err(error) => format!("it cannot be started: {error}"),
+        };
+        match spawn_blocking(|| Cgroup::docker().kill()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => log::error!("what dockerd has started cannot be killed: {error}"),
+            Err(error) => log::error!("what dockerd has started cannot be killed: {error}"),
+        }
+        match self.last_words().as_str() {
+            "" => end,
+            words => format!("{end}; its last words: {words}"),
         }
     }
 
     fn start(&self, container: libc::pid_t) -> io::Result<Child> {
         let (output, theirs) = io::pipe()?;
         let mut command = Command::new("/proc/self/exe");
-        command.args([COMMAND, &container.to_string()]).env_clear().current_dir("/").process_group(0);
+        command.args([COMMAND, &container.to_string(), launch::Disk::of(self.keep).name()]);
+        command.env_clear().current_dir("/").process_group(0);
         command.stdin(Stdio::null()).stdout(theirs.try_clone()?).stderr(theirs);
         let socket = self.socket.as_raw_fd();
         // SAFETY: between fork and exec it makes one system call, on a descriptor that is open.
@@ -125,9 +160,9 @@ impl Docker {
     /// Answers everybody who waits.
     fn refuse(&self, why: &str) {
         while let Ok((stream, _)) = self.socket.get_ref().accept() {
-            let answer = refusal(why);
+            let why = why.to_owned();
             tokio::spawn(async move {
-                if let Err(error) = tell(stream, answer).await {
+                if let Err(error) = http::refuse(stream, &why).await {
                     log::debug!(
                         "a client of the Docker socket has not heard why there is no answer: {error}"
                     );
@@ -135,30 +170,21 @@ impl Docker {
             });
         }
     }
-}
 
-/// What the Docker API says when something is wrong with the daemon.
-fn refusal(why: &str) -> String {
-    let message = serde_json::json!({ "message": format!("the sandbox's Docker daemon: {why}") }).to_string();
-    format!(
-        "HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-         Connection: close\r\n\r\n{message}",
-        message.len()
-    )
-}
-
-/// Waits for the client's question, so that it reads the answer.
-async fn tell(stream: std::os::unix::net::UnixStream, answer: String) -> io::Result<()> {
-    stream.set_nonblocking(true)?;
-    let mut stream = UnixStream::from_std(stream)?;
-    let mut question = [0; 4096];
-    let question = stream.read(&mut question);
-    match tokio::time::timeout(PATIENCE, question).await {
-        Ok(Err(error)) => return Err(error),
-        Ok(Ok(_)) => {}
-        Err(_) => return Err(ErrorKind::TimedOut.into()),
+    fn last_words(&self) -> MutexGuard<'_, String> {
+        self.last_words.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    stream.write_all(answer.as_bytes()).await
+}
+
+/// Ends when dockerd has had its time and does not answer. That it has ended is told elsewhere.
+async fn silent() {
+    let begun = Instant::now();
+    match timeout(START_DEADLINE, ping()).await {
+        Ok(Ok(())) => log::info!("dockerd answers {} ms after its start", begun.elapsed().as_millis()),
+        Ok(Err(line)) => log::debug!("{line}"),
+        Err(_) => return,
+    }
+    std::future::pending().await
 }
 
 async fn log_output(output: pipe::Receiver, last_words: Arc<Mutex<String>>) {

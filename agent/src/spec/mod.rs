@@ -14,7 +14,7 @@
 //! | annotations | gone: to crun they are switches |
 //! | AppArmor profile, SELinux labels | gone where the guest's kernel lacks them |
 //! | resources | `resources`: what the guest's cgroups can apply |
-//! | mounts | the Docker socket at `/var/run/docker.sock`, where the sandbox has one |
+//! | mounts | the Docker socket at `/var/run/docker.sock` and `DOCKER_HOST`, where the sandbox has one |
 //! | devices | refused when the guest has none with that number |
 
 mod guest;
@@ -134,23 +134,38 @@ fn adapt_process(process: &mut Object, oom_score_adj: i64, guest: &Guest) -> (bo
     (terminal.unwrap_or(false), score.unwrap_or(oom_score_adj))
 }
 
-/// Puts the socket of the private Docker daemon where programs look for it, unless something is mounted there.
+/// Puts the socket of the private Docker daemon where programs look for it, unless something is mounted there: at its usual
+/// place, and where `DOCKER_HOST` in the environment says.
 fn docker_socket(spec: &mut Object, guest: &Guest) -> Result<(), SpecError> {
+    let named = docker_host(spec);
     let mounts = spec.entry("mounts").or_insert_with(|| json!([])).as_array_mut();
     let mounts = mounts.ok_or(SpecError::Shape("mounts"))?;
-    let has = |key: &str, values: &[&str]| {
+    let has = |mounts: &[Value], key: &str, values: &[&str]| {
         mounts.iter().filter_map(|mount| mount.get(key)?.as_str()).any(|value| values.contains(&value))
     };
     if !guest.docker_socket.exists() {
-        return if has("source", &[DOCKER_SOCKET]) { Err(SpecError::NoDocker) } else { Ok(()) };
+        return if has(mounts, "source", &[DOCKER_SOCKET]) { Err(SpecError::NoDocker) } else { Ok(()) };
     }
-    if !has("destination", &["/var/run/docker.sock", "/run/docker.sock"]) {
-        mounts.push(json!({
-            "destination": "/var/run/docker.sock", "type": "bind", "source": guest.docker_socket,
-            "options": ["bind", "nosuid", "nodev", "noexec"],
-        }));
+    let usual = ["/var/run/docker.sock", "/run/docker.sock"];
+    let elsewhere = named.as_deref().filter(|path| !usual.contains(path)).map(|path| [path, path]);
+    for place in [Some(usual), elsewhere].into_iter().flatten() {
+        if !has(mounts, "destination", &place) {
+            mounts.push(json!({
+                "destination": place[0], "type": "bind", "source": guest.docker_socket,
+                "options": ["bind", "nosuid", "nodev", "noexec"],
+            }));
+        }
     }
     Ok(())
+}
+
+/// The path that the environment says Docker's socket is at, if it is that of a file.
+fn docker_host(spec: &Object) -> Option<String> {
+    let environment = spec.get("process")?.get("env")?.as_array()?;
+    // The last of a name counts, as for a shell.
+    let mut hosts = environment.iter().filter_map(|entry| entry.as_str()?.strip_prefix("DOCKER_HOST="));
+    let path = hosts.next_back()?.strip_prefix("unix://")?;
+    (path.starts_with('/') && !path.ends_with('/')).then(|| path.to_owned())
 }
 
 fn namespaces(linux: &mut Object) -> Result<(), SpecError> {

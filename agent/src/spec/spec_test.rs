@@ -174,4 +174,19 @@ fn the_docker_socket_is_where_programs_look_for_it_unless_the_spec_has_one_there
     let offered = mounts(&spec(json!({}))).unwrap();
     assert_eq!(offered[0]["destination"], "/var/run/docker.sock");
     assert_eq!(offered[0]["source"], json!(guest.docker_socket));
+
+    let also_at = |host: &str| {
+        let mut asking = spec(json!({}));
+        asking["process"]["env"] = json!(["DOCKER_HOST=unix:///not/this", format!("DOCKER_HOST={host}")]);
+        let mounts = mounts(&asking).unwrap();
+        let places = mounts.as_array().unwrap().iter().map(|mount| mount["destination"].clone());
+        places.skip(1).collect::<Vec<_>>()
+    };
+    assert_eq!(also_at("unix:///srv/docker.sock"), ["/srv/docker.sock"]);
+    for usual in ["unix:///run/docker.sock", "unix:///var/run/docker.sock"] {
+        assert!(also_at(usual).is_empty(), "{usual}");
+    }
+    for no_file in ["tcp://127.0.0.1:2375", "unix://relative", "unix:///", ""] {
+        assert!(also_at(no_file).is_empty(), "{no_file}");
+    }
 }

@@ -2,44 +2,29 @@
 
 use super::Attachment;
 use crate::container::{Containers, Process};
+use crate::vsock;
 use lazaret_agent_api::{Ack, MAX_HEADER, decode_header};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
-use tokio_vsock::{VMADDR_CID_HOST, VsockListener};
+use tokio_vsock::VsockListener;
 
 /// The host sends the header at once.
 const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Accepts streams for as long as the guest lives.
+/// Serves the host's streams for as long as the guest lives.
 pub(crate) async fn listen(listener: VsockListener, containers: Arc<Containers>) {
-    let mut strangers = false;
-    loop {
-        match listener.accept().await {
-            // vsock has no namespaces: a container can dial this port over the guest's loopback. Only the VMM can come
-            // with the host's CID.
-            Ok((stream, peer)) if peer.cid() == VMADDR_CID_HOST => {
-                let containers = containers.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = serve(stream, &containers).await {
-                        log::warn!("a stdio stream was not attached: {error}");
-                    }
-                });
+    vsock::each_of_the_host(listener, "stdio", |stream| {
+        let containers = containers.clone();
+        tokio::spawn(async move {
+            if let Err(error) = serve(stream, &containers).await {
+                log::warn!("a stdio stream was not attached: {error}");
             }
-            Ok((_, peer)) => {
-                // Once: a container does not get to fill the log.
-                if !std::mem::replace(&mut strangers, true) {
-                    log::warn!("refused a stdio stream from CID {}, which is not the host", peer.cid());
-                }
-            }
-            Err(error) => {
-                log::error!("cannot accept a stdio stream: {error}");
-                tokio::task::yield_now().await;
-            }
-        }
-    }
+        });
+    })
+    .await;
 }
 
 /// Reads the header, answers it, and has the stream copied.

@@ -1,30 +1,10 @@
 //! The private Docker daemon: simply there, for a container that has no privilege.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 
-use lazaret_integration::command;
-use lazaret_integration::container::{Container, DEBIAN};
-use lazaret_integration::{alone, beside_others, is_lazaret};
-
-/// A container with Debian's docker CLI, which only needs a C library, and a busybox to load.
-fn with_docker_cli(promise: &str) -> Container {
-    let mounts = ["/usr/bin/docker:/usr/bin/docker", "/var/lib/lazaret-images:/images"].map(|mount| {
-        let (from, to) = mount.split_once(':').expect("from:to");
-        format!("--mount=type=bind,src={from},dst={to},options=bind:ro")
-    });
-    Container::new(promise).image(DEBIAN).flags(&mounts.each_ref().map(String::as_str))
-}
-
-/// What the file behind the daemon's disk, which has no name, takes of the host's: blocks of 512 bytes.
-fn disk_blocks(container: &Container) -> u64 {
-    let (pid, _) = container.status().expect("there is a task");
-    let files = fs::read_dir(format!("/proc/{pid}/fd")).expect("the VMM runs");
-    let disk = files
-        .map(|file| file.expect("the VMM runs").path())
-        .find(|file| fs::read_link(file).is_ok_and(|target| target.starts_with("/var/lib/lazaret")));
-    fs::metadata(disk.expect("the VMM has the disk open")).expect("it is open").blocks()
-}
+use lazaret_integration::container::Container;
+use lazaret_integration::docker::{client, disk_blocks, load_busybox, sh};
+use lazaret_integration::{alone, beside_others, command, is_lazaret, probe};
 
 #[test]
 fn a_sandbox_has_a_docker_daemon_of_its_own_without_privilege() {
@@ -33,7 +13,7 @@ fn a_sandbox_has_a_docker_daemon_of_its_own_without_privilege() {
     }
     // Beside other guests, an emulated one is too slow for the limits that dockerd has within.
     let _host = alone();
-    let container = with_docker_cli("docker");
+    let container = client("docker");
     container.detach(&["sleep", "1000"]);
     let docker = |args: &[&str]| container.exec(&[&["docker"], args].concat());
 
@@ -44,8 +24,7 @@ fn a_sandbox_has_a_docker_daemon_of_its_own_without_privilege() {
     ]);
     let guest_kernel = container.exec(&["uname", "-r"]).success().out();
     assert_eq!(info.out().trim(), format!("overlay2 2 crun {} 0", guest_kernel.trim()), "{info}");
-    let loaded = docker(&["load", "--input", "/images/busybox.tar"]).success().out();
-    assert_eq!(loaded, "Loaded image: busybox:latest\n");
+    load_busybox(&container);
     assert_ne!(disk_blocks(&container), 0, "the image is on the disk");
 
     let run = docker(&["run", "--rm", "busybox", "sh", "-c", "echo out; echo err >&2; exit 7"]);
@@ -79,7 +58,7 @@ fn a_socket_of_the_hosts_docker_is_the_sandboxs_own() {
     let socket = socket.expect("a socket that is as good as the host's Docker's");
     let mount =
         "--mount=type=bind,src=/run/lazaret-test-docker.sock,dst=/var/run/docker.sock,options=bind:rw";
-    let container = with_docker_cli("docker-host").flags(&[mount]);
+    let container = client("docker-host").flags(&[mount]);
     container.detach(&["sleep", "1000"]);
     let driver = container.exec(&["docker", "info", "--format", "{{.Driver}}"]).success().out();
     assert_eq!(driver, "overlay2\n");
@@ -99,6 +78,7 @@ fn a_sandbox_that_does_not_use_docker_has_none_of_the_hosts_disk() {
     container.detach(&["sleep", "1000"]);
     assert_eq!(container.exec(&["ls", "/var/run/docker.sock"]).success().out(), "/var/run/docker.sock\n");
     assert_eq!(disk_blocks(&container), 0);
+    assert!(!command::host("lazaret", &["logs", &container.id]).contains("dockerd"), "it was started");
 }
 
 #[test]
@@ -116,15 +96,84 @@ fn a_sandbox_without_docker_has_no_socket() {
 }
 
 #[test]
-fn a_docker_image_that_is_missing_is_named() {
+fn an_eager_daemon_is_there_when_the_container_is() {
     if !is_lazaret() {
         return;
     }
     let _host = alone();
-    let image = "/usr/local/share/lazaret/docker.erofs";
-    let away = format!("{image}.away");
-    fs::rename(image, &away).expect("it is installed");
-    let run = Container::new("docker-missing").run(&["true"]);
-    fs::rename(&away, image).expect("it was there");
-    assert!(run.code != 0 && run.err().contains("docker_image"), "{run}");
+    let container = client("docker-eager").flags(&["--annotation", "io.lazaret.docker=eager"]);
+    container.detach(&["sleep", "1000"]);
+    assert_ne!(disk_blocks(&container), 0, "it has made its disk before it was asked");
+    assert!(command::host("lazaret", &["logs", &container.id]).contains("dockerd answers"));
+    let driver = sh(&container, "docker info --format '{{.Driver}}'").success().out();
+    assert_eq!(driver, "overlay2\n");
+}
+
+#[test]
+fn any_user_of_the_sandbox_can_use_the_socket_wherever_the_environment_says_it_is() {
+    if !is_lazaret() {
+        return;
+    }
+    let _host = alone();
+    let flags = ["--user", "1000:1000", "--env", "DOCKER_HOST=unix:///home/me/docker.sock"];
+    let container = client("docker-user").flags(&flags);
+    container.detach(&["sleep", "1000"]);
+    load_busybox(&container);
+    let script = "id -u; env -u DOCKER_HOST docker ps --quiet; docker run --rm busybox id -u";
+    assert_eq!(sh(&container, script).success().out(), "1000\n0\n");
+}
+
+#[test]
+fn a_container_reaches_nothing_of_the_daemon_but_its_socket() {
+    if !is_lazaret() {
+        return;
+    }
+    let _host = alone();
+    let mount = format!("--mount=type=bind,src={},dst=/probe,options=bind:ro", probe::path());
+    let container = client("docker-reach").flags(&[&mount]);
+    container.detach(&["sleep", "1000"]);
+    load_busybox(&container);
+    sh(&container, "docker run --detach busybox sleep 1000").success();
+    // The disks' numbers are no secret; what is in them is.
+    let script = r#"
+        ls /dev | grep -E 'vd|vsock|fuse'
+        for disk in vda vdb vdc; do
+            read -r number </sys/block/$disk/dev
+            mknod /tmp/$disk b ${number%:*} ${number#*:} 2>/dev/null && head -c 1 /tmp/$disk 2>&1 | grep -a -v -i 'not permitted'
+        done
+        grep @ /proc/net/unix
+        find / -xdev -name '*.sock' -not -path '/run/docker.sock' -not -path '/var/run/docker.sock'
+        ls /proc/driver/data /run/containerd /run/lazaret 2>/dev/null
+        ls -d /proc/[0-9]*/exe | wc -l"#;
+    let reached = sh(&container, script);
+    let processes: usize = reached.out().trim().parse().unwrap_or_else(|_| panic!("{reached}"));
+    assert!(processes < 10, "its processes are its own: {reached}");
+    let vsock = container.exec(&["/probe", "vsock", "1", "1020", "1030"]).success().out();
+    assert_eq!(vsock, "tried 1020 to 1030\n");
+}
+
+#[test]
+fn sandboxes_share_neither_images_nor_containers_nor_names() {
+    if !is_lazaret() {
+        return;
+    }
+    let _host = alone();
+    let sandboxes = ["docker-one", "docker-other"].map(client);
+    for sandbox in &sandboxes {
+        sandbox.detach(&["sleep", "1000"]);
+        load_busybox(sandbox);
+        let script = format!(
+            "docker run --name same --publish 8080:80 --detach busybox sh -c 'echo {id}; exec sleep 1000' >/dev/null
+             docker tag busybox only-{id}",
+            id = sandbox.id
+        );
+        sh(sandbox, &script).success();
+    }
+    for sandbox in &sandboxes {
+        let script = "docker ps --format '{{.Names}}'; docker logs same; docker images --format '{{.Repository}}' | sort";
+        let said = sh(sandbox, script).success().out();
+        assert_eq!(said, format!("same\n{id}\nbusybox\nonly-{id}\n", id = sandbox.id));
+    }
+    let hosts = command::host("sh", &["-c", "pgrep -x dockerd || true; ctr -n moby containers ls -q"]);
+    assert_eq!(hosts, "", "there is no dockerd on the host, and nothing it could see");
 }

@@ -4,6 +4,8 @@
 
 mod bad_input;
 mod docker;
+mod docker_faults;
+mod docker_use;
 mod faults;
 mod isolation;
 mod lifecycle;
