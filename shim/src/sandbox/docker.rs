@@ -4,6 +4,7 @@ use super::sizing::parse_memory;
 use super::spec::Spec;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use lazaret_agent_api::agent;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -17,6 +18,8 @@ const DISK_MIB: std::ops::RangeInclusive<u64> = 64..=16 << 20;
 /// The daemon of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Docker {
+    /// It answers before the sandbox's container is made; otherwise it is started by the first connection to it.
+    pub eager: bool,
     pub disk_mib: u64,
 }
 
@@ -29,11 +32,12 @@ impl Docker {
         let refuse = |annotation: &str, value: &str, expected: &str| {
             Err(Error::InvalidArgument(format!("annotation {annotation}={value:?}: {expected}")))
         };
-        match spec.annotation(MODE_ANNOTATION) {
-            None | Some("lazy") => {}
+        let eager = match spec.annotation(MODE_ANNOTATION) {
+            None | Some("lazy") => false,
+            Some("eager") => true,
             Some("off") => return Ok(None),
-            Some(value) => return refuse(MODE_ANNOTATION, value, "expected lazy or off"),
-        }
+            Some(value) => return refuse(MODE_ANNOTATION, value, "expected lazy, eager or off"),
+        };
         let disk_mib = match spec.annotation(DISK_ANNOTATION) {
             None => config.docker_disk_mib,
             Some(value) => match parse_memory(value).filter(|mib| DISK_MIB.contains(mib)) {
@@ -47,7 +51,13 @@ impl Docker {
                 }
             },
         };
-        Ok(Some(Self { disk_mib }))
+        Ok(Some(Self { eager, disk_mib }))
+    }
+
+    /// What the agent is to know of it.
+    #[must_use]
+    pub(crate) fn for_agent(self) -> agent::Docker {
+        agent::Docker { eager: self.eager, ..Default::default() }
     }
 
     /// Makes the disk, a file without a name in `directory`: it takes no space until it is written to, and is gone as soon

@@ -3,6 +3,7 @@
 //! Every call to the agent has a deadline, and ends when the VM does. A guest whose connection breaks while its VM lives
 //! on is of no use to anybody: the VM is ended, and that ends every process the same way.
 
+use super::docker::Docker;
 use super::life::{Exit, KILLED};
 use super::vm::{Ended, Vm};
 use crate::error::{Error, Result};
@@ -20,6 +21,8 @@ use ttrpc::context::{Context, with_duration};
 
 /// How long the agent may take for a call; making a container reads its image's files.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// The same for a container that is made when the Docker daemon answers, which takes half a minute on an emulated host.
+const EAGER_TIMEOUT: Duration = Duration::from_secs(180);
 /// How long the agent may take to send a signal. A guest that cannot do that does not work any more.
 const SIGNAL_TIMEOUT: Duration =
     if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(10) };
@@ -49,12 +52,13 @@ impl ProcessKey {
 pub(crate) struct Guest {
     vm: Vm,
     agent: AgentClient,
+    docker: Option<Docker>,
 }
 
 impl Guest {
     #[must_use]
-    pub(crate) fn new(vm: Vm, agent: AgentClient) -> Self {
-        Self { vm, agent }
+    pub(crate) fn new(vm: Vm, agent: AgentClient, docker: Option<Docker>) -> Self {
+        Self { vm, agent, docker }
     }
 
     /// The host's pid that stands for every process of the guest.
@@ -84,12 +88,10 @@ impl Guest {
             stdio: Some(stdio).into(),
             ..Default::default()
         };
-        self.call(
-            "creating the container",
-            CALL_TIMEOUT,
-            self.agent.create_container(within(CALL_TIMEOUT), &request),
-        )
-        .await?;
+        let eager = self.docker.is_some_and(|docker| docker.eager);
+        let limit = if eager { EAGER_TIMEOUT } else { CALL_TIMEOUT };
+        let call = self.agent.create_container(within(limit), &request);
+        self.call("creating the container", limit, call).await?;
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::guest_files::{GuestFileError, open_image, open_kernel};
 use crate::state::{ProcessId, Record, StateDir};
-use lazaret_agent_api::agent::{self, ConfigureRequest};
+use lazaret_agent_api::agent::ConfigureRequest;
 use lazaret_agent_api::agent_ttrpc::AgentClient;
 use lazaret_agent_api::{AGENT_PORT, GUEST_CID, SHARED_TAG};
 use lazaret_vmm_wire::{Disk, Shared, VmConfig, Vsock};
@@ -147,7 +147,7 @@ pub(super) async fn launch(
         Ok(_) = over.wait_for(|over| *over) => Err(LaunchError::Cancelled),
     };
     match result {
-        Ok(agent) => Ok(Guest::new(vm, agent)),
+        Ok(agent) => Ok(Guest::new(vm, agent, plan.docker)),
         Err(error) => {
             let ended = vm.ended();
             vm.stop().await;
@@ -233,7 +233,7 @@ async fn configure(plan: &Plan, stream: OwnedFd) -> Result<AgentClient, LaunchEr
         realtime_ns: i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
         entropy,
         hostname: plan.hostname.clone(),
-        docker: plan.docker.map(|_| agent::Docker::default()).into(),
+        docker: plan.docker.map(Docker::for_agent).into(),
         ..Default::default()
     };
     let call = agent.configure(ttrpc::context::with_duration(CONFIGURE_TIMEOUT), &request);

@@ -210,7 +210,7 @@ impl Stage {
 
         let vm = spawn(dir, refuses);
         let vmm = vm.pid();
-        let guest = Guest::new(vm, AgentClient::new(Client::new(Socket::from(ours))));
+        let guest = Guest::new(vm, AgentClient::new(Client::new(Socket::from(ours))), None);
         let (publisher, events) = Publisher::capture();
         let boot = watch::channel(Boot::Ready(Arc::new(guest))).1;
         let sandbox = Arc::new(Sandbox::new(shared.into(), boot, publisher));
