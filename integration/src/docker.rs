@@ -22,10 +22,10 @@ pub fn client(promise: &str) -> Container {
     container.flags(&[plugins]).flags(&memory)
 }
 
-/// Runs a script in a client's container, to its end.
+/// Runs a script in a client's container, to its end or to the first command that fails.
 #[track_caller]
 pub fn sh(client: &Container, script: &str) -> Finished {
-    command::start(client.exec_command(&[], &["bash", "-c", script])).finish_within(DEADLINE)
+    command::start(client.exec_command(&[], &["bash", "-ec", script])).finish_within(DEADLINE)
 }
 
 /// Gives the daemon the image `busybox`.

@@ -136,14 +136,14 @@ fn a_container_reaches_nothing_of_the_daemon_but_its_socket() {
     sh(&container, "docker run --detach busybox sleep 1000").success();
     // The disks' numbers are no secret; what is in them is.
     let script = r#"
-        ls /dev | grep -E 'vd|vsock|fuse'
+        ls /dev | grep -E 'vd|vsock|fuse' || true
         for disk in vda vdb vdc; do
             read -r number </sys/block/$disk/dev
-            mknod /tmp/$disk b ${number%:*} ${number#*:} 2>/dev/null && head -c 1 /tmp/$disk 2>&1 | grep -a -v -i 'not permitted'
+            mknod /tmp/$disk b ${number%:*} ${number#*:} 2>/dev/null && head -c 1 /tmp/$disk 2>&1 | grep -a -v -i 'not permitted' || true
         done
-        grep @ /proc/net/unix
+        grep @ /proc/net/unix || true
         find / -xdev -name '*.sock' -not -path '/run/docker.sock' -not -path '/var/run/docker.sock'
-        ls /proc/driver/data /run/containerd /run/lazaret 2>/dev/null
+        ls /proc/driver/data /run/containerd /run/lazaret 2>/dev/null || true
         ls -d /proc/[0-9]*/exe | wc -l"#;
     let reached = sh(&container, script);
     let processes: usize = reached.out().trim().parse().unwrap_or_else(|_| panic!("{reached}"));

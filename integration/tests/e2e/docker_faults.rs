@@ -36,16 +36,16 @@ fn ten_first_clients_at_once_are_all_served_and_a_dead_daemon_is_started_again()
     let _host = alone();
     let client = client("docker-restart");
     client.detach(&["sleep", "1000"]);
-    let ten = "for _ in $(seq 10); do docker version --format '{{.Server.Os}}' & done; wait";
+    let ten = "for i in $(seq 10); do docker version --format '{{.Server.Os}}' >/tmp/$i & done; wait; cat /tmp/*";
     assert_eq!(sh(&client, ten).success().out(), "linux\n".repeat(10));
 
     load_busybox(&client);
     let script = r#"
         docker run --detach --name left busybox sleep 4321 >/dev/null
-        docker run --rm --privileged --pid host busybox killall -9 dockerd
+        docker run --rm --privileged --pid host busybox killall -9 dockerd || true
         until docker info >/dev/null 2>&1; do sleep 1; done
         docker ps --all --format '{{.Names}} {{.State}}' --filter name=left
-        docker run --rm --pid host busybox ps | grep -c '[s]leep 4321'
+        docker run --rm --pid host busybox ps | grep -c '[s]leep 4321' || true
         docker start left; docker exec left echo runs again"#;
     assert_eq!(sh(&client, script).success().out(), "left exited\n0\nleft\nruns again\n");
 }
@@ -60,7 +60,7 @@ fn a_full_disk_is_the_users_error_and_what_is_pruned_goes_back_to_the_host() {
     client.detach(&["sleep", "1000"]);
     load_busybox(&client);
     let before = disk_blocks(&client);
-    let fill = "docker run --volume big:/d busybox dd if=/dev/zero of=/d/file bs=1M; sync";
+    let fill = "docker run --volume big:/d busybox dd if=/dev/zero of=/d/file bs=1M || sync";
     let full = sh(&client, fill);
     assert!(full.err().contains("No space left on device"), "{full}");
     assert!(disk_blocks(&client) > before + (100 << 11), "it is written to the host");
@@ -102,7 +102,7 @@ fn a_docker_image_that_cannot_be_used_is_one_clear_error() {
     });
     let lazy = client("docker-corrupt");
     lazy.detach(&["sleep", "1000"]);
-    let asked = sh(&lazy, "docker info --format '{{.Driver}}'");
+    let asked = sh(&lazy, "docker ps");
     assert!(asked.code != 0 && asked.err().contains("the sandbox's Docker daemon: "), "{asked}");
     assert_eq!(lazy.exec(&["echo", "lives"]).success().out(), "lives\n");
     let eager = client("docker-corrupt-eager").flags(&["--annotation", "io.lazaret.docker=eager"]);

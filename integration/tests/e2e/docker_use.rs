@@ -65,29 +65,29 @@ fn containers_are_looked_at_limited_restarted_and_killed() {
     client.detach(&["sleep", "1000"]);
     load_busybox(&client);
     let script = r#"
-        docker run --detach --name c --label x=y busybox sh -c 'echo out; echo err >&2; exec sleep 1000' >/dev/null
-        docker exec c sh -c 'echo in exec; exit 3'; echo exec $?
-        echo piped | docker exec -i c cat
-        until [ "$(docker logs c 2>&1 | sort)" = "$(printf 'err\nout')" ]; do sleep 1; done; echo logs
-        docker stats --no-stream --format '{{.Name}} {{.PIDs}}' c
-        docker top c -o args | tail -n 1
-        docker kill c; docker wait c; docker rm c"#;
-    let said = "in exec\nexec 3\npiped\nlogs\nc 1\nsleep 1000\nc\n137\nc\n";
+        docker run --detach --name one --label x=y busybox sh -c 'echo out; echo err >&2; exec sleep 1000' >/dev/null
+        docker exec one sh -c 'echo in exec; exit 3' || echo exec $?
+        echo piped | docker exec -i one cat
+        until [ "$(docker logs one 2>&1 | sort)" = "$(printf 'err\nout')" ]; do sleep 1; done; echo logs
+        docker stats --no-stream --format '{{.Name}} {{.PIDs}}' one
+        docker top one -o args | tail -n 1
+        docker kill one; docker wait one; docker rm one"#;
+    let said = "in exec\nexec 3\npiped\nlogs\none 1\nsleep 1000\none\n137\none\n";
     assert_eq!(sh(&client, script).success().out(), said);
 
     let script = r#"
-        docker run --detach --name r --restart on-failure:2 busybox sh -c 'echo try; exit 1' >/dev/null
-        until [ "$(docker inspect --format '{{.RestartCount}} {{.State.Status}}' r)" = "2 exited" ]; do sleep 1; done
-        docker logs r
+        docker run --detach --name try --restart on-failure:2 busybox sh -c 'echo try; exit 1' >/dev/null
+        until [ "$(docker inspect --format '{{.RestartCount}} {{.State.Status}}' try)" = "2 exited" ]; do sleep 1; done
+        docker logs try
         docker run --rm --volume data:/d busybox sh -c 'echo kept >/d/file'
         docker run --rm --volume data:/d busybox cat /d/file
-        docker run --name big --memory 16m busybox tail /dev/zero; echo big $?
+        docker run --name big --memory 16m busybox tail /dev/zero || echo big $?
         docker inspect --format '{{.State.OOMKilled}}' big
         docker run --rm --cpus 0.5 --pids-limit 20 busybox sh -c 'cat /sys/fs/cgroup/pids.max'"#;
     assert_eq!(sh(&client, script).success().out(), "try\ntry\ntry\nkept\nbig 137\ntrue\n20\n");
 
     let script = r#"
-        seq 20 | xargs -P 4 -I {} docker run --detach --name many-{} busybox sleep 1000 >/dev/null || exit
+        seq 20 | xargs -P 4 -I {} docker run --detach --name many-{} busybox sleep 1000 >/dev/null
         docker ps --quiet --filter name=many- | wc -l
         docker exec many-20 hostname | wc -l
         docker rm --force $(docker ps --quiet --all) >/dev/null
