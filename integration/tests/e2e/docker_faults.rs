@@ -36,7 +36,8 @@ fn ten_first_clients_at_once_are_all_served_and_a_dead_daemon_is_started_again()
     let _host = alone();
     let client = client("docker-restart");
     client.detach(&["sleep", "1000"]);
-    let ten = "for i in $(seq 10); do docker version --format '{{.Server.Os}}' >/tmp/$i & done; wait; cat /tmp/*";
+    let ten =
+        "for i in $(seq 10); do docker version --format '{{.Server.Os}}' >/tmp/$i & done; wait; cat /tmp/*";
     assert_eq!(sh(&client, ten).success().out(), "linux\n".repeat(10));
 
     load_busybox(&client);
