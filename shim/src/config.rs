@@ -9,6 +9,10 @@ pub const CONFIG_PATH: &str = "/etc/lazaret/config.toml";
 /// The environment's variable that names another file.
 pub const CONFIG_VARIABLE: &str = "LAZARET_CONFIG";
 
+/// The least and the most MiB of a Docker daemon's disk: below the one dockerd's own files do not fit, above the other ext4 is
+/// slow to make.
+pub(crate) const DOCKER_DISK_MIB: std::ops::RangeInclusive<u64> = 64..=16 << 20;
+
 /// The configuration; [`Config::describe`] prints it with its explanations.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -35,7 +39,11 @@ const KEYS: [(&str, &str); 10] = [
         "The most that daemon can store, in MiB, without an io.lazaret.docker.disk annotation. \
          It takes from the host what is used of it.",
     ),
-    ("disk_dir", "The directory on whose file system such disks are; they have no names there."),
+    (
+        "disk_dir",
+        "The directory on whose file system such disks are: without names, but for those of io.lazaret.docker.volume, \
+         in volumes/.",
+    ),
     ("vmm", "The virtual machine monitor; when empty, `lazaret-vmm` beside the shim's binary, then in PATH."),
     ("vcpus", "vCPUs of a sandbox whose spec has no CPU limit and no io.lazaret.vm.vcpus annotation."),
     (
@@ -72,6 +80,11 @@ pub enum ConfigError {
     Parse { path: PathBuf, message: String },
     #[error("{}: {key} must not be 0", path.display())]
     Zero { path: PathBuf, key: &'static str },
+    #[error(
+        "{}: docker_disk_mib must be from {} to {}",
+        .0.display(), DOCKER_DISK_MIB.start(), DOCKER_DISK_MIB.end()
+    )]
+    DockerDisk(PathBuf),
 }
 
 impl Config {
@@ -100,11 +113,13 @@ impl Config {
         let numbers = [
             ("vcpus", u64::from(config.vcpus)),
             ("memory_mib", config.memory_mib),
-            ("docker_disk_mib", config.docker_disk_mib),
             ("boot_timeout_s", config.boot_timeout_s),
         ];
         match numbers.iter().find(|(_, value)| *value == 0) {
             Some((key, _)) => Err(ConfigError::Zero { path: path.into(), key }),
+            None if !DOCKER_DISK_MIB.contains(&config.docker_disk_mib) => {
+                Err(ConfigError::DockerDisk(path.into()))
+            }
             None => Ok(config),
         }
     }

@@ -31,6 +31,14 @@ fn zero_is_refused_by_name() {
 }
 
 #[test]
+fn a_disk_that_no_daemon_could_use_is_refused() {
+    for mib in ["0", "63", "16777217"] {
+        let error = parse(&format!("docker_disk_mib = {mib}")).unwrap_err();
+        assert_eq!(error, "/c.toml: docker_disk_mib must be from 64 to 16777216");
+    }
+}
+
+#[test]
 fn a_named_file_must_exist() {
     assert!(matches!(Config::load(Some(Path::new("/nonexistent/c.toml"))), Err(ConfigError::Read { .. })));
 }

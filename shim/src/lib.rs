@@ -8,7 +8,7 @@
 //!                                                           ├ events    what happened, in order
 //!                                                           └ logging   lines in containerd's log
 //!   delete ─► state: what a sandbox has left behind, ended and removed
-//!   lazaret ─► operator/: the host and its sandboxes, looked at
+//!   lazaret ─► operator/: the host, its sandboxes and their volumes, looked at and looked after
 //! ```
 
 pub mod args;
@@ -28,3 +28,4 @@ mod service;
 mod socket;
 pub mod start;
 pub mod state;
+mod volume;

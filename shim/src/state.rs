@@ -40,11 +40,22 @@ pub struct Record {
     pub cgroups: Vec<PathBuf>,
     pub vcpus: u32,
     pub memory_mib: u64,
+    /// The file of the volume that the sandbox has.
+    pub docker_volume: Option<PathBuf>,
 }
 
 /// The state directory of one sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateDir(PathBuf);
+
+impl Record {
+    /// Whether the sandbox still has this volume: until its VMM is gone, or its shim where no VMM has been started.
+    #[must_use]
+    pub fn has_volume(&self, file: &Path) -> bool {
+        self.docker_volume.as_deref() == Some(file)
+            && self.vmm.or(self.shim).is_some_and(|process| process.is_running())
+    }
+}
 
 impl ProcessId {
     /// The identity of a running process.
@@ -129,6 +140,19 @@ impl StateDir {
     #[must_use]
     pub fn new(root: &Path, namespace: &str, id: &str) -> Self {
         Self(root.join(namespace).join(id))
+    }
+
+    /// The directories of all sandboxes below `root`, each after its namespace and its id, in their order.
+    #[must_use]
+    pub fn all(root: &Path) -> Vec<(String, String, Self)> {
+        let mut all = Vec::new();
+        for namespace in names(root) {
+            for id in names(&root.join(&namespace)) {
+                let state = Self::new(root, &namespace, &id);
+                all.push((namespace.clone(), id, state));
+            }
+        }
+        all
     }
 
     #[must_use]
@@ -225,6 +249,13 @@ fn children(directory: &Path) -> Vec<PathBuf> {
         return Vec::new();
     }
     fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    names
 }
 
 fn is_dir(path: &Path) -> bool {

@@ -82,6 +82,15 @@ fn a_record_is_read_as_it_was_written() {
 }
 
 #[test]
+fn a_record_of_an_older_shim_is_read() {
+    let (_root, state) = state();
+    state.create().unwrap();
+    let old = r#"{"shim":null,"ending":false,"vmm":null,"socket":"","cgroups":[],"vcpus":1,"memory_mib":2}"#;
+    fs::write(state.path().join("state.json"), old).unwrap();
+    assert_eq!(state.load(), Some(Record { vcpus: 1, memory_mib: 2, ..Record::default() }));
+}
+
+#[test]
 fn only_the_process_that_was_recorded_is_killed() {
     let mut child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
     let found = ProcessId::of(i32::try_from(child.id()).unwrap()).unwrap();

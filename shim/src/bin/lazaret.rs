@@ -1,14 +1,16 @@
-//! `lazaret`: what an operator wants to know of this host and its sandboxes. It reads, and changes nothing.
+//! `lazaret`: what an operator wants to know of this host and its sandboxes. It reads, and changes nothing but the volumes it is
+//! told to remove.
 //!
 //! ```text
 //!   lazaret doctor    lazaret-vmm --probe, guest files, containerd   what is missing, and what to do
 //!   lazaret ps        /run/lazaret/*/*/state.json                    the sandboxes
 //!   lazaret logs ID   /run/lazaret/*/ID/console.log                  guest kernel and agent
+//!   lazaret volume    <disk_dir>/volumes/*                           what Docker daemons have kept
 //! ```
 
 use clap::{Parser, Subcommand};
 use lazaret_shim::config::Config;
-use lazaret_shim::operator::{doctor, sandboxes};
+use lazaret_shim::operator::{doctor, sandboxes, volumes};
 use lazaret_shim::{info, state::STATE_ROOT};
 use serde::Serialize;
 use std::error::Error;
@@ -46,6 +48,9 @@ enum Command {
         #[arg(short, long)]
         namespace: Option<String>,
     },
+    /// Looks after the volumes that Docker daemons keep their data on (io.lazaret.docker.volume).
+    #[command(subcommand)]
+    Volume(VolumeCommand),
     /// Prints the configuration in force, each key with its meaning.
     Config {
         /// Print the defaults instead.
@@ -54,6 +59,21 @@ enum Command {
     },
     /// Prints lazaret's version.
     Version,
+}
+
+#[derive(Debug, Subcommand)]
+enum VolumeCommand {
+    /// Lists the volumes: the most each can hold, what it takes of the host's disk, and the sandbox that has it.
+    Ls {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Removes volumes, with what is on them; ends with status 1 if one is not there or in use.
+    Rm {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -90,6 +110,22 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Logs { id, namespace } => {
             let sandbox = sandboxes::find(root, namespace.as_deref(), &id)?;
             out.write_all(&sandboxes::console(&sandbox)?)?;
+        }
+        Command::Volume(VolumeCommand::Ls { json }) => {
+            let found = volumes::list(&Config::load(None)?, root)?;
+            let text = if json { to_json(&found)? } else { volumes::render(&found) };
+            out.write_all(text.as_bytes())?;
+        }
+        Command::Volume(VolumeCommand::Rm { names }) => {
+            let config = Config::load(None)?;
+            let mut status = ExitCode::SUCCESS;
+            for name in names {
+                if let Err(error) = volumes::remove(&config, root, &name) {
+                    eprintln!("lazaret: {error}");
+                    status = ExitCode::FAILURE;
+                }
+            }
+            return Ok(status);
         }
         Command::Config { default } => {
             let config = if default { Config::default() } else { Config::load(None)? };

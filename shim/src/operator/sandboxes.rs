@@ -47,20 +47,7 @@ pub enum FindError {
 /// All sandboxes below `root`, by namespace and id.
 #[must_use]
 pub fn list(root: &Path) -> Vec<Sandbox> {
-    let mut found = Vec::new();
-    for namespace in names(root) {
-        for id in names(&root.join(&namespace)) {
-            found.push(describe(&StateDir::new(root, &namespace, &id), namespace.clone(), id));
-        }
-    }
-    found
-}
-
-fn names(directory: &Path) -> Vec<String> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let mut names: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    names.sort();
-    names
+    StateDir::all(root).into_iter().map(|(namespace, id, state)| describe(&state, namespace, id)).collect()
 }
 
 fn describe(state: &StateDir, namespace: String, id: String) -> Sandbox {

@@ -2,48 +2,41 @@
 
 use super::sizing::parse_memory;
 use super::spec::Spec;
-use crate::config::Config;
+use crate::config::{Config, DOCKER_DISK_MIB};
 use crate::error::{Error, Result};
+use crate::volume::{Capacity, VolumeName};
 use lazaret_agent_api::agent;
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
 
 const MODE_ANNOTATION: &str = "io.lazaret.docker";
 const DISK_ANNOTATION: &str = "io.lazaret.docker.disk";
-/// The least and the most MiB of a disk: below the one dockerd's own files do not fit, above the other ext4 is slow to make.
-const DISK_MIB: std::ops::RangeInclusive<u64> = 64..=16 << 20;
+const VOLUME_ANNOTATION: &str = "io.lazaret.docker.volume";
 
 /// The daemon of a sandbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Docker {
     /// It answers before the sandbox's container is made; otherwise it is started by the first connection to it.
     pub eager: bool,
-    pub disk_mib: u64,
+    /// Of the disk of its data.
+    pub capacity: Capacity,
+    /// Where that disk outlives the sandbox.
+    pub volume: Option<VolumeName>,
 }
 
 impl Docker {
     /// What `spec` asks for, else the configuration; `None` when the sandbox is to have no daemon.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for an annotation that means nothing.
+    /// [`Error::InvalidArgument`] for an annotation that means nothing, or contradicts another.
     pub(crate) fn of(spec: &Spec, config: &Config) -> Result<Option<Self>> {
         let refuse = |annotation: &str, value: &str, expected: &str| {
             Err(Error::InvalidArgument(format!("annotation {annotation}={value:?}: {expected}")))
         };
-        let eager = match spec.annotation(MODE_ANNOTATION) {
-            None | Some("lazy") => false,
-            Some("eager") => true,
-            Some("off") => return Ok(None),
-            Some(value) => return refuse(MODE_ANNOTATION, value, "expected lazy, eager or off"),
-        };
-        let disk_mib = match spec.annotation(DISK_ANNOTATION) {
-            None => config.docker_disk_mib,
-            Some(value) => match parse_memory(value).filter(|mib| DISK_MIB.contains(mib)) {
-                Some(mib) => mib,
+        let capacity = match spec.annotation(DISK_ANNOTATION) {
+            None => Capacity::New(config.docker_disk_mib),
+            Some(value) => match parse_memory(value).filter(|mib| DOCKER_DISK_MIB.contains(mib)) {
+                Some(mib) => Capacity::Exactly(mib),
                 None => {
-                    let (least, most) = (DISK_MIB.start(), DISK_MIB.end());
+                    let (least, most) = (DOCKER_DISK_MIB.start(), DOCKER_DISK_MIB.end());
                     let expected = format!(
                         "expected a size from {least}Mi to {most}Mi, in MiB or with a unit, such as 20Gi"
                     );
@@ -51,30 +44,29 @@ impl Docker {
                 }
             },
         };
-        Ok(Some(Self { eager, disk_mib }))
+        let volume = match spec.annotation(VOLUME_ANNOTATION) {
+            None => None,
+            Some(value) => match VolumeName::parse(value) {
+                Some(name) => Some(name),
+                None => return refuse(VOLUME_ANNOTATION, value, VolumeName::EXPECTED),
+            },
+        };
+        let eager = match spec.annotation(MODE_ANNOTATION) {
+            None | Some("lazy") => false,
+            Some("eager") => true,
+            Some("off") if volume.is_some() => {
+                return refuse(MODE_ANNOTATION, "off", &format!("but {VOLUME_ANNOTATION} is for a daemon"));
+            }
+            Some("off") => return Ok(None),
+            Some(value) => return refuse(MODE_ANNOTATION, value, "expected lazy, eager or off"),
+        };
+        Ok(Some(Self { eager, capacity, volume }))
     }
 
     /// What the agent is to know of it.
     #[must_use]
-    pub(crate) fn for_agent(self) -> agent::Docker {
-        agent::Docker { eager: self.eager, ..Default::default() }
-    }
-
-    /// Makes the disk, a file without a name in `directory`: it takes no space until it is written to, and is gone as soon
-    /// as nobody has it open.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub(crate) fn make_disk(self, directory: &Path) -> io::Result<File> {
-        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        let disk = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_TMPFILE)
-            .mode(0o600)
-            .open(directory)?;
-        disk.set_len(self.disk_mib << 20)?;
-        Ok(disk)
+    pub(crate) fn for_agent(&self) -> agent::Docker {
+        agent::Docker { eager: self.eager, keep: self.volume.is_some(), ..Default::default() }
     }
 }
 

@@ -1,32 +1,44 @@
 use super::*;
 use serde_json::json;
-use std::os::unix::fs::MetadataExt;
 
 fn of(annotations: serde_json::Value) -> Result<Option<Docker>> {
     let spec = json!({ "annotations": annotations }).to_string();
     Docker::of(&Spec::parse(spec.as_bytes()).unwrap(), &Config::default())
 }
 
+fn default() -> Docker {
+    Docker { eager: false, capacity: Capacity::New(Config::default().docker_disk_mib), volume: None }
+}
+
 #[test]
 fn a_sandbox_has_a_daemon_unless_it_says_no() {
-    let default = Docker { eager: false, disk_mib: Config::default().docker_disk_mib };
-    assert_eq!(of(json!({})), Ok(Some(default)));
-    assert_eq!(of(json!({ "io.lazaret.docker": "lazy" })), Ok(Some(default)));
-    assert_eq!(of(json!({ "io.lazaret.docker": "eager" })), Ok(Some(Docker { eager: true, ..default })));
+    assert_eq!(of(json!({})), Ok(Some(default())));
+    assert_eq!(of(json!({ "io.lazaret.docker": "lazy" })), Ok(Some(default())));
+    assert_eq!(of(json!({ "io.lazaret.docker": "eager" })), Ok(Some(Docker { eager: true, ..default() })));
     assert_eq!(of(json!({ "io.lazaret.docker": "off" })), Ok(None));
 }
 
 #[test]
-fn the_agent_is_told_not_to_wait_for_the_first_connection() {
-    for eager in [false, true] {
-        assert_eq!(Docker { eager, disk_mib: 64 }.for_agent().eager, eager);
+fn the_disk_is_as_large_as_the_annotation_says() {
+    for (size, mib) in [("2Gi", 2048), ("1Ti", 1 << 20), ("100", 100)] {
+        let docker = of(json!({ "io.lazaret.docker.disk": size })).unwrap().unwrap();
+        assert_eq!(docker.capacity, Capacity::Exactly(mib));
     }
 }
 
 #[test]
-fn the_disk_is_as_large_as_the_annotation_says() {
-    let docker = of(json!({ "io.lazaret.docker.disk": "2Gi" })).unwrap().unwrap();
-    assert_eq!(docker.disk_mib, 2048);
+fn a_volume_is_named_and_keeps_its_size_unless_one_is_asked_for() {
+    let docker = of(json!({ "io.lazaret.docker.volume": "cache" })).unwrap().unwrap();
+    assert_eq!(docker, Docker { volume: VolumeName::parse("cache"), ..default() });
+    assert!(docker.volume.is_some());
+}
+
+#[test]
+fn the_agent_is_told_what_it_has_to_do_with() {
+    let told = |annotations| of(annotations).unwrap().unwrap().for_agent();
+    assert_eq!(told(json!({})), agent::Docker::default());
+    assert!(told(json!({ "io.lazaret.docker": "eager" })).eager);
+    assert!(told(json!({ "io.lazaret.docker.volume": "cache" })).keep);
 }
 
 #[test]
@@ -37,19 +49,25 @@ fn what_means_nothing_is_refused_by_name() {
         ("io.lazaret.docker.disk", "0"),
         ("io.lazaret.docker.disk", "-1"),
         ("io.lazaret.docker.disk", "99999999Gi"),
+        ("io.lazaret.docker.disk", "17Ti"),
         ("io.lazaret.docker.disk", "18446744073709551615Gi"),
+        ("io.lazaret.docker.volume", ""),
+        ("io.lazaret.docker.volume", "../x"),
     ] {
         let refused = of(json!({ name: value })).unwrap_err();
         assert!(matches!(&refused, Error::InvalidArgument(line) if line.contains(name)), "{refused}");
+        // Without a daemon, too: it is a mistake all the same.
+        let refused = of(json!({ "io.lazaret.docker": "off", name: value }));
+        assert!(name == "io.lazaret.docker" || refused.is_err(), "{name}={value}");
     }
 }
 
 #[test]
-fn a_new_disk_takes_no_space_and_has_no_name() {
-    let directory = tempfile::tempdir().unwrap();
-    let place = directory.path().join("disks");
-    let disk = Docker { eager: false, disk_mib: 20480 }.make_disk(&place).unwrap();
-    let metadata = disk.metadata().unwrap();
-    assert_eq!((metadata.len(), metadata.blocks()), (20480 << 20, 0));
-    assert_eq!(std::fs::read_dir(&place).unwrap().count(), 0);
+fn a_volume_without_a_daemon_is_a_contradiction() {
+    let refused = of(json!({ "io.lazaret.docker": "off", "io.lazaret.docker.volume": "cache" })).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "annotation io.lazaret.docker=\"off\": but io.lazaret.docker.volume is for a daemon"
+    );
+    assert_eq!(of(json!({ "io.lazaret.docker": "off", "io.lazaret.docker.disk": "2Gi" })), Ok(None));
 }

@@ -79,6 +79,12 @@ impl Guest {
         self.vm.ended().borrow().is_none()
     }
 
+    /// Whether there is something in the guest that outlives it.
+    #[must_use]
+    pub(crate) fn keeps_data(&self) -> bool {
+        self.docker.as_ref().is_some_and(|docker| docker.volume.is_some())
+    }
+
     /// # Errors
     /// The agent's.
     pub(crate) async fn create_container(&self, id: &str, spec: Vec<u8>, stdio: Stdio) -> Result<()> {
@@ -88,7 +94,7 @@ impl Guest {
             stdio: Some(stdio).into(),
             ..Default::default()
         };
-        let eager = self.docker.is_some_and(|docker| docker.eager);
+        let eager = self.docker.as_ref().is_some_and(|docker| docker.eager);
         let limit = if eager { EAGER_TIMEOUT } else { CALL_TIMEOUT };
         let call = self.agent.create_container(within(limit), &request);
         self.call("creating the container", limit, call).await?;

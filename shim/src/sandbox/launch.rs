@@ -13,7 +13,8 @@ use super::vm::{Ended, Incoming, Place, Vm, VmError, open_namespace};
 use crate::config::Config;
 use crate::error::Error;
 use crate::guest_files::{GuestFileError, open_image, open_kernel};
-use crate::state::{ProcessId, Record, StateDir};
+use crate::state::{ProcessId, Record, STATE_ROOT, StateDir};
+use crate::volume::{VolumeError, Volumes, nameless};
 use lazaret_agent_api::agent::ConfigureRequest;
 use lazaret_agent_api::agent_ttrpc::AgentClient;
 use lazaret_agent_api::{AGENT_PORT, GUEST_CID, SHARED_TAG};
@@ -60,6 +61,8 @@ pub enum LaunchError {
     GuestFile { key: &'static str, source: GuestFileError },
     #[error("a disk for the sandbox in {}: {source}; set disk_dir in config.toml", directory.display())]
     Disk { directory: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     #[error("lazaret-vmm is neither beside the shim nor in PATH; install it, or set vmm in config.toml")]
     VmmAbsent,
     #[error(transparent)]
@@ -91,9 +94,12 @@ impl From<LaunchError> for Error {
             LaunchError::Cgroup(CgroupError::Escapes(_) | CgroupError::Systemd(_)) => {
                 Self::InvalidArgument(line)
             }
+            LaunchError::Volume(VolumeError::Size { .. }) => Self::InvalidArgument(line),
+            LaunchError::Volume(VolumeError::Os { .. }) => Self::Internal(line),
             LaunchError::KvmAbsent
             | LaunchError::Kvm(_)
             | LaunchError::GuestFile { .. }
+            | LaunchError::Volume(_)
             | LaunchError::VmmAbsent
             | LaunchError::Vm(VmError::Spawn { .. }) => Self::FailedPrecondition(line),
             LaunchError::Silent(..) => Self::DeadlineExceeded(line),
@@ -120,7 +126,10 @@ pub(super) async fn launch(
     let unfit = |key: &'static str| move |source| LaunchError::GuestFile { key, source };
     let kernel = open_kernel(&plan.config.kernel).map_err(unfit("kernel"))?;
     let base = open_image(&plan.config.base_image).map_err(unfit("base_image"))?;
-    let docker = plan.docker.map(|docker| docker_disks(docker, &plan.config)).transpose()?;
+    let docker = match &plan.docker {
+        Some(docker) => Some(docker_disks(docker, plan, record).await?),
+        None => None,
+    };
     let log_path = plan.state.console_log();
     let console = OpenOptions::new().create(true).append(true).read(true).mode(0o600).open(&log_path)?;
     let binary = plan.config.vmm_binary().ok_or(LaunchError::VmmAbsent)?;
@@ -147,7 +156,7 @@ pub(super) async fn launch(
         Ok(_) = over.wait_for(|over| *over) => Err(LaunchError::Cancelled),
     };
     match result {
-        Ok(agent) => Ok(Guest::new(vm, agent, plan.docker)),
+        Ok(agent) => Ok(Guest::new(vm, agent, plan.docker.clone())),
         Err(error) => {
             let ended = vm.ended();
             vm.stop().await;
@@ -166,13 +175,23 @@ pub(super) async fn launch(
     }
 }
 
-/// The disks of the private Docker daemon: its image, and its data's.
-fn docker_disks(docker: Docker, config: &Config) -> Result<[File; 2], LaunchError> {
-    let image = open_image(&config.docker_image)
+/// The disks of the private Docker daemon: its image, and its data's. The VMM is to be the last that has them open, so that
+/// a volume is free again with its end.
+async fn docker_disks(docker: &Docker, plan: &Plan, record: &mut Record) -> Result<[File; 2], LaunchError> {
+    let image = open_image(&plan.config.docker_image)
         .map_err(|source| LaunchError::GuestFile { key: "docker_image", source })?;
-    let disk = docker
-        .make_disk(&config.disk_dir)
-        .map_err(|source| LaunchError::Disk { directory: config.disk_dir.clone(), source })?;
+    let directory = &plan.config.disk_dir;
+    let disk = match &docker.volume {
+        Some(name) => {
+            let volumes = Volumes::new(directory, Path::new(STATE_ROOT));
+            let disk = volumes.acquire(name, docker.capacity).await?;
+            record.docker_volume = Some(volumes.path(name));
+            plan.state.save(record)?;
+            disk
+        }
+        None => nameless(directory, docker.capacity.mib())
+            .map_err(|source| LaunchError::Disk { directory: directory.clone(), source })?,
+    };
     Ok([image, disk])
 }
 
@@ -233,7 +252,7 @@ async fn configure(plan: &Plan, stream: OwnedFd) -> Result<AgentClient, LaunchEr
         realtime_ns: i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
         entropy,
         hostname: plan.hostname.clone(),
-        docker: plan.docker.map(Docker::for_agent).into(),
+        docker: plan.docker.as_ref().map(Docker::for_agent).into(),
         ..Default::default()
     };
     let call = agent.configure(ttrpc::context::with_duration(CONFIGURE_TIMEOUT), &request);

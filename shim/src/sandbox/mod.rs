@@ -269,12 +269,21 @@ impl Sandbox {
         }
     }
 
-    /// Takes the container away.
+    /// Takes the container away, and ends the VM where something outlives it.
     ///
     /// # Errors
     /// As [`Container::delete`].
     pub(crate) async fn delete(&self, id: &str) -> Result<Exit> {
-        let exit = self.container(id)?.delete().await?;
+        let container = self.container(id)?;
+        let exit = container.delete().await?;
+        if container.guest.keeps_data() {
+            // containerd waits for this answer, but not for the shim's end; and whoever has the answer may want to give the
+            // volume to the next sandbox.
+            self.over.send_replace(true);
+            self.ending.store(true, Ordering::Relaxed);
+            container.guest.write_back().await;
+            container.guest.stop().await;
+        }
         self.vacate();
         Ok(exit)
     }

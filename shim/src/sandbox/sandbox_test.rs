@@ -213,6 +213,24 @@ fn the_end_of_a_sandbox_ends_what_runs_in_it_and_tells_it() {
 }
 
 #[test]
+fn what_outlives_a_sandbox_is_written_back_and_let_go_of_before_delete_answers() {
+    let script = Script { keeps_data: true, ..Script::default() };
+    on_stage(script, async |stage: &mut Stage, bundle: PathBuf| {
+        let vmm = ProcessId::of(stage.vmm.try_into().unwrap()).unwrap();
+        stage.sandbox.create(new(&bundle)).await.unwrap();
+        stage.sandbox.container("c1").unwrap().start("").await.unwrap();
+        stage.agent.exit("", 3);
+        let container = stage.sandbox.container("c1").unwrap();
+        container.process("").unwrap().wait().await.unwrap();
+        assert_eq!(stage.sandbox.delete("c1").await.unwrap().status, 3);
+        assert_eq!(stage.agent.calls(), ["create", "start", "delete", "shutdown"]);
+        assert!(!vmm.is_running());
+        assert!(!*stage.sandbox.busy().borrow());
+        assert!(matches!(stage.sandbox.create(new(&bundle)).await, Err(Error::FailedPrecondition(_))));
+    });
+}
+
+#[test]
 fn a_container_whose_creator_left_is_taken_away() {
     on_stage(Script::default(), async |stage: &mut Stage, bundle: PathBuf| {
         stage.sandbox.create(new(&bundle)).await.unwrap();

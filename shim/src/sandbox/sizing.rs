@@ -99,7 +99,7 @@ fn limited_memory(spec: &Spec) -> Option<u64> {
     Some(bytes.div_ceil(1 << 20).saturating_add(GUEST_OVERHEAD_MIB))
 }
 
-/// A size in MiB: a bare number, or one with Ki, Mi, Gi (or K, M, G, all binary).
+/// A size in MiB: a bare number, or one with Ki, Mi, Gi, Ti (or K, M, G, T, all binary).
 pub(super) fn parse_memory(text: &str) -> Option<u64> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -107,7 +107,8 @@ pub(super) fn parse_memory(text: &str) -> Option<u64> {
     match text[digits..].trim().trim_end_matches('B').trim_end_matches('i') {
         "" | "M" => Some(number),
         "K" => Some(number / 1024),
-        "G" => number.checked_mul(1024),
+        "G" => number.checked_mul(1 << 10),
+        "T" => number.checked_mul(1 << 20),
         _ => None,
     }
 }

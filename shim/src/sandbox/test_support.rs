@@ -4,6 +4,7 @@
 use super::guest::Guest;
 use super::vm::{Place, Vm};
 use super::*;
+use crate::volume::{Capacity, VolumeName};
 use async_trait::async_trait;
 use containerd_shim_protos::shim::event::Envelope;
 use lazaret_agent_api::agent::{self, stream_header::Kind};
@@ -66,6 +67,8 @@ pub(super) struct Script {
     pub(super) killing: Killing,
     /// `WaitProcess` knows no process.
     pub(super) forgets: bool,
+    /// The Docker daemon's disk is a volume.
+    pub(super) keeps_data: bool,
 }
 
 #[derive(Default, PartialEq, Eq)]
@@ -195,6 +198,8 @@ pub(super) struct Stage {
 impl Stage {
     pub(super) async fn new(dir: &Path, shared: &Path, script: Script) -> Self {
         let refuses = script.refuses;
+        let volume = VolumeName::parse("cache").filter(|_| script.keeps_data);
+        let docker = Docker { eager: false, capacity: Capacity::New(64), volume };
         let agent = Arc::new(Scripted {
             script,
             calls: Mutex::default(),
@@ -210,7 +215,7 @@ impl Stage {
 
         let vm = spawn(dir, refuses);
         let vmm = vm.pid();
-        let guest = Guest::new(vm, AgentClient::new(Client::new(Socket::from(ours))), None);
+        let guest = Guest::new(vm, AgentClient::new(Client::new(Socket::from(ours))), Some(docker));
         let (publisher, events) = Publisher::capture();
         let boot = watch::channel(Boot::Ready(Arc::new(guest))).1;
         let sandbox = Arc::new(Sandbox::new(shared.into(), boot, publisher));
