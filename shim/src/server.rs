@@ -150,9 +150,11 @@ fn mark_ending(state: &StateDir) {
 }
 
 fn plan(setup: &Setup) -> RpcResult<Plan> {
+    let docker = Docker::of(&setup.spec, &setup.config)?;
+    docker.as_ref().map_or(Ok(()), |docker| docker.check_socket(&setup.state))?;
     Ok(Plan {
         size: Size::of(&setup.spec, &setup.config, Host::detect())?,
-        docker: Docker::of(&setup.spec, &setup.config)?,
+        docker,
         config: setup.config.clone(),
         network: setup.spec.network_namespace(),
         cgroups_path: setup.spec.cgroups_path().map(Into::into),

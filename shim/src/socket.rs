@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// Where containerd's shims have their sockets.
 pub(crate) const SOCKET_DIR: &str = "/run/containerd/s";
 /// The longest path of a socket, in bytes (`sun_path`, less its terminator).
-const MAX_PATH: usize = 107;
+pub(crate) const MAX_PATH: usize = 107;
 
 /// The outcome of binding.
 #[derive(Debug)]

@@ -4,6 +4,7 @@
 //! ```text
 //!   state.json     who runs (pid and start time), and what else is to be removed
 //!   console.log    the guest's console, bounded by the VMM
+//!   docker.sock    the guest's Docker daemon, where io.lazaret.docker.export asks for it
 //!   shared/        the tree the guest sees; its mounts exist only in the shim's mount namespace
 //! ```
 
@@ -171,6 +172,11 @@ impl StateDir {
         self.0.join("console.log")
     }
 
+    #[must_use]
+    pub fn docker_socket(&self) -> PathBuf {
+        self.0.join("docker.sock")
+    }
+
     /// Makes the directory and its `shared` tree, for root alone.
     ///
     /// # Errors
@@ -219,7 +225,7 @@ impl StateDir {
             if is_dir(&entry) { remove_container(&entry)? } else { remove_leaf(&entry)? }
         }
         remove_leaf(&shared)?;
-        for file in ["console.log", "state.json", "state.json.new"] {
+        for file in ["console.log", "docker.sock", "state.json", "state.json.new"] {
             remove_leaf(&self.0.join(file))?;
         }
         remove_leaf(&self.0)?;

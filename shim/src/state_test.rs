@@ -15,6 +15,7 @@ fn what_was_made_is_removed_with_its_empty_parents() {
     fs::create_dir_all(state.shared().join("c1/mounts/0")).unwrap();
     fs::write(state.shared().join("c1/mounts/1"), "").unwrap();
     fs::write(state.console_log(), "Linux").unwrap();
+    std::os::unix::net::UnixListener::bind(state.docker_socket()).unwrap();
     state.save(&Record::default()).unwrap();
     state.remove().unwrap();
     assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);

@@ -6,14 +6,16 @@
 //!   lazaret ps        /run/lazaret/*/*/state.json                    the sandboxes
 //!   lazaret logs ID   /run/lazaret/*/ID/console.log                  guest kernel and agent
 //!   lazaret volume    <disk_dir>/volumes/*                           what Docker daemons have kept
+//!   lazaret docker ID /run/lazaret/*/ID/docker.sock                  docker, on a sandbox's daemon
 //! ```
 
 use clap::{Parser, Subcommand};
 use lazaret_shim::config::Config;
-use lazaret_shim::operator::{doctor, sandboxes, volumes};
+use lazaret_shim::operator::{docker, doctor, sandboxes, volumes};
 use lazaret_shim::{info, state::STATE_ROOT};
 use serde::Serialize;
 use std::error::Error;
+use std::ffi::OsString;
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -47,6 +49,17 @@ enum Command {
         /// containerd's namespace, where the id alone is not enough.
         #[arg(short, long)]
         namespace: Option<String>,
+    },
+    /// Runs docker on the daemon of a sandbox that exports its socket (io.lazaret.docker.export=true).
+    Docker {
+        /// containerd's namespace, where the id alone is not enough.
+        #[arg(short, long)]
+        namespace: Option<String>,
+        /// The sandbox's id, or an unmistakable beginning of it.
+        id: String,
+        /// Docker's own arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        arguments: Vec<OsString>,
     },
     /// Looks after the volumes that Docker daemons keep their data on (io.lazaret.docker.volume).
     #[command(subcommand)]
@@ -110,6 +123,10 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Logs { id, namespace } => {
             let sandbox = sandboxes::find(root, namespace.as_deref(), &id)?;
             out.write_all(&sandboxes::console(&sandbox)?)?;
+        }
+        Command::Docker { namespace, id, arguments } => {
+            let sandbox = sandboxes::find(root, namespace.as_deref(), &id)?;
+            match docker::exec(&sandbox, &arguments)? {}
         }
         Command::Volume(VolumeCommand::Ls { json }) => {
             let found = volumes::list(&Config::load(None)?, root)?;

@@ -32,6 +32,9 @@ pub struct Sandbox {
     pub resident_mib: Option<u64>,
     #[serde(skip)]
     pub console: PathBuf,
+    /// Where its Docker daemon is reached, if it exports it.
+    #[serde(skip)]
+    pub docker_socket: PathBuf,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +72,7 @@ fn describe(state: &StateDir, namespace: String, id: String) -> Sandbox {
         memory_mib: record.memory_mib,
         resident_mib: vmm.and_then(|vmm| resident_mib(vmm.pid)),
         console: state.console_log(),
+        docker_socket: state.docker_socket(),
     }
 }
 

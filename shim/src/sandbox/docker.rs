@@ -1,15 +1,18 @@
-//! The private Docker daemon, as far as the host has a part in it: whether there is one, and its disk.
+//! The private Docker daemon, as far as the host has a part in it: whether there is one, its disk and its socket.
 
+use super::docker_socket;
 use super::sizing::parse_memory;
 use super::spec::Spec;
 use crate::config::{Config, DOCKER_DISK_MIB};
 use crate::error::{Error, Result};
+use crate::state::StateDir;
 use crate::volume::{Capacity, VolumeName};
 use lazaret_agent_api::agent;
 
 const MODE_ANNOTATION: &str = "io.lazaret.docker";
 const DISK_ANNOTATION: &str = "io.lazaret.docker.disk";
 const VOLUME_ANNOTATION: &str = "io.lazaret.docker.volume";
+const EXPORT_ANNOTATION: &str = "io.lazaret.docker.export";
 
 /// The daemon of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub(crate) struct Docker {
     pub capacity: Capacity,
     /// Where that disk outlives the sandbox.
     pub volume: Option<VolumeName>,
+    /// The host has its socket, too.
+    pub export: bool,
 }
 
 impl Docker {
@@ -51,22 +56,41 @@ impl Docker {
                 None => return refuse(VOLUME_ANNOTATION, value, VolumeName::EXPECTED),
             },
         };
+        let export = match spec.annotation(EXPORT_ANNOTATION) {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(value) => return refuse(EXPORT_ANNOTATION, value, "expected true or false"),
+        };
         let eager = match spec.annotation(MODE_ANNOTATION) {
             None | Some("lazy") => false,
             Some("eager") => true,
-            Some("off") if volume.is_some() => {
-                return refuse(MODE_ANNOTATION, "off", &format!("but {VOLUME_ANNOTATION} is for a daemon"));
+            Some("off") => {
+                let asks = [(VOLUME_ANNOTATION, volume.is_some()), (EXPORT_ANNOTATION, export)];
+                return match asks.into_iter().find(|(_, asked)| *asked) {
+                    Some((other, _)) => {
+                        refuse(MODE_ANNOTATION, "off", &format!("but {other} is for a daemon"))
+                    }
+                    None => Ok(None),
+                };
             }
-            Some("off") => return Ok(None),
             Some(value) => return refuse(MODE_ANNOTATION, value, "expected lazy, eager or off"),
         };
-        Ok(Some(Self { eager, capacity, volume }))
+        Ok(Some(Self { eager, capacity, volume, export }))
     }
 
     /// What the agent is to know of it.
     #[must_use]
     pub(crate) fn for_agent(&self) -> agent::Docker {
-        agent::Docker { eager: self.eager, keep: self.volume.is_some(), ..Default::default() }
+        let keep = self.volume.is_some();
+        agent::Docker { eager: self.eager, keep, export: self.export, ..Default::default() }
+    }
+
+    /// The socket the host is to have, below the state directory of the sandbox.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when there can be none.
+    pub(crate) fn check_socket(&self, state: &StateDir) -> Result<()> {
+        if self.export { docker_socket::check(EXPORT_ANNOTATION, &state.docker_socket()) } else { Ok(()) }
     }
 }
 

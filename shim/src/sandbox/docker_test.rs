@@ -7,7 +7,12 @@ fn of(annotations: serde_json::Value) -> Result<Option<Docker>> {
 }
 
 fn default() -> Docker {
-    Docker { eager: false, capacity: Capacity::New(Config::default().docker_disk_mib), volume: None }
+    Docker {
+        eager: false,
+        capacity: Capacity::New(Config::default().docker_disk_mib),
+        volume: None,
+        export: false,
+    }
 }
 
 #[test]
@@ -39,6 +44,8 @@ fn the_agent_is_told_what_it_has_to_do_with() {
     assert_eq!(told(json!({})), agent::Docker::default());
     assert!(told(json!({ "io.lazaret.docker": "eager" })).eager);
     assert!(told(json!({ "io.lazaret.docker.volume": "cache" })).keep);
+    assert!(told(json!({ "io.lazaret.docker.export": "true" })).export);
+    assert!(!told(json!({ "io.lazaret.docker.export": "false" })).export);
 }
 
 #[test]
@@ -53,6 +60,8 @@ fn what_means_nothing_is_refused_by_name() {
         ("io.lazaret.docker.disk", "18446744073709551615Gi"),
         ("io.lazaret.docker.volume", ""),
         ("io.lazaret.docker.volume", "../x"),
+        ("io.lazaret.docker.export", ""),
+        ("io.lazaret.docker.export", "maybe"),
     ] {
         let refused = of(json!({ name: value })).unwrap_err();
         assert!(matches!(&refused, Error::InvalidArgument(line) if line.contains(name)), "{refused}");
@@ -63,11 +72,27 @@ fn what_means_nothing_is_refused_by_name() {
 }
 
 #[test]
-fn a_volume_without_a_daemon_is_a_contradiction() {
+fn what_is_for_a_daemon_contradicts_its_absence() {
     let refused = of(json!({ "io.lazaret.docker": "off", "io.lazaret.docker.volume": "cache" })).unwrap_err();
     assert_eq!(
         refused.to_string(),
         "annotation io.lazaret.docker=\"off\": but io.lazaret.docker.volume is for a daemon"
     );
-    assert_eq!(of(json!({ "io.lazaret.docker": "off", "io.lazaret.docker.disk": "2Gi" })), Ok(None));
+    of(json!({ "io.lazaret.docker": "off", "io.lazaret.docker.export": "true" })).unwrap_err();
+    for (name, value) in [("io.lazaret.docker.disk", "2Gi"), ("io.lazaret.docker.export", "false")] {
+        assert_eq!(of(json!({ "io.lazaret.docker": "off", name: value })), Ok(None));
+    }
+}
+
+#[test]
+fn a_sandbox_with_a_long_name_can_have_a_daemon_but_no_socket() {
+    let state = StateDir::new(std::path::Path::new("/run/lazaret"), "default", &"x".repeat(76));
+    let exported = Docker { export: true, ..default() };
+    default().check_socket(&state).unwrap();
+    let refused = exported.check_socket(&state).unwrap_err();
+    assert!(
+        matches!(&refused, Error::InvalidArgument(line) if line.contains(EXPORT_ANNOTATION)),
+        "{refused}"
+    );
+    exported.check_socket(&StateDir::new(std::path::Path::new("/run/lazaret"), "default", "a")).unwrap();
 }

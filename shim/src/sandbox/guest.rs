@@ -12,7 +12,7 @@ use lazaret_agent_api::agent::{
     SignalProcessRequest, Stdio, StreamHeader, stream_header::Kind,
 };
 use lazaret_agent_api::agent_ttrpc::AgentClient;
-use lazaret_agent_api::{Ack, STDIO_PORT, encode_header};
+use lazaret_agent_api::{Ack, DOCKER_PORT, STDIO_PORT, encode_header};
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -260,6 +260,14 @@ impl Guest {
         let late =
             |_| Error::DeadlineExceeded(format!("the guest did not take {kind:?} within {STREAM_TIMEOUT:?}"));
         tokio::time::timeout(STREAM_TIMEOUT, handshake).await.map_err(late)?
+    }
+
+    /// A stream to the Docker daemon. A guest that refuses shows as end of file on it.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the VMM is gone or descriptors run out.
+    pub(crate) async fn docker(&self) -> Result<UnixStream> {
+        self.vm.connect(DOCKER_PORT).await.map_err(|error| Error::Internal(error.to_string()))
     }
 
     /// Runs a call to the agent until it answers, the VM ends or `limit` has passed.

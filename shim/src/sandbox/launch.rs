@@ -6,6 +6,7 @@
 
 use super::cgroup::{self, Cgroup, CgroupError};
 use super::docker::Docker;
+use super::docker_socket;
 use super::guest::Guest;
 use super::sizing::Size;
 use super::spec::NetworkNamespace;
@@ -26,7 +27,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
@@ -63,6 +64,8 @@ pub enum LaunchError {
     Disk { directory: PathBuf, source: io::Error },
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    #[error("the Docker socket {}: {source}", path.display())]
+    DockerSocket { path: PathBuf, source: io::Error },
     #[error("lazaret-vmm is neither beside the shim nor in PATH; install it, or set vmm in config.toml")]
     VmmAbsent,
     #[error(transparent)]
@@ -108,7 +111,8 @@ impl From<LaunchError> for Error {
     }
 }
 
-/// Starts the guest. What has to be undone without this process is in `record`, and on disk, as soon as it exists.
+/// Starts the guest, and listens where its Docker daemon is to be reached from the host, if it is. What has to be undone
+/// without this process is in `record`, and on disk, as soon as it exists.
 ///
 /// # Errors
 /// [`LaunchError`]; the VM is gone then. [`LaunchError::Cancelled`] as soon as `over` is true.
@@ -116,7 +120,7 @@ pub(super) async fn launch(
     plan: &Plan,
     record: &mut Record,
     mut over: watch::Receiver<bool>,
-) -> Result<Guest, LaunchError> {
+) -> Result<(Guest, Option<UnixListener>), LaunchError> {
     let begun = Instant::now();
     let kvm =
         OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(|error| match error.kind() {
@@ -149,14 +153,16 @@ pub(super) async fn launch(
         let agent = configure(plan, stream).await?;
         let [ready, spawned, dialled] = [begun.elapsed(), spawned, dialled].map(|time| time.as_millis());
         log::info!("the guest is ready after {ready} ms: VMM {spawned} ms, agent {dialled} ms");
-        Ok(agent)
+        let exported = plan.docker.as_ref().is_some_and(|docker| docker.export);
+        let listener = exported.then(|| docker_listener(&plan.state)).transpose()?;
+        Ok((agent, listener))
     };
     let result = tokio::select! {
         result = result => result,
         Ok(_) = over.wait_for(|over| *over) => Err(LaunchError::Cancelled),
     };
     match result {
-        Ok(agent) => Ok(Guest::new(vm, agent, plan.docker.clone())),
+        Ok((agent, listener)) => Ok((Guest::new(vm, agent, plan.docker.clone()), listener)),
         Err(error) => {
             let ended = vm.ended();
             vm.stop().await;
@@ -193,6 +199,11 @@ async fn docker_disks(docker: &Docker, plan: &Plan, record: &mut Record) -> Resu
             .map_err(|source| LaunchError::Disk { directory: directory.clone(), source })?,
     };
     Ok([image, disk])
+}
+
+fn docker_listener(state: &StateDir) -> Result<UnixListener, LaunchError> {
+    let path = state.docker_socket();
+    docker_socket::listen_at(&path).map_err(|source| LaunchError::DockerSocket { path, source })
 }
 
 fn vm_config(plan: &Plan) -> VmConfig {

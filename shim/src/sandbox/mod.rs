@@ -12,6 +12,7 @@ mod bind;
 pub(crate) mod cgroup;
 mod container;
 mod docker;
+mod docker_socket;
 mod guest;
 mod launch;
 mod life;
@@ -42,6 +43,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::net::UnixListener;
 use tokio::sync::watch;
 
 /// How long a container that is ended with its sandbox may take.
@@ -105,9 +107,13 @@ impl Sandbox {
                 Err(error) => Err(error),
             };
             match result {
-                Ok(guest) => {
+                Ok((guest, docker_listener)) => {
+                    let guest = Arc::new(guest);
                     let mut ended = guest.ended();
-                    booted.send_replace(Boot::Ready(Arc::new(guest)));
+                    if let Some(listener) = docker_listener {
+                        tokio::spawn(starting.clone().export_docker(listener, guest.clone()));
+                    }
+                    booted.send_replace(Boot::Ready(guest));
                     if let Ok(word) = ended.wait_for(Option::is_some).await {
                         starting.guest_ended(word.as_ref());
                     }
@@ -130,6 +136,21 @@ impl Sandbox {
             busy: watch::channel(false).0,
             over: watch::channel(false).0,
             ending: AtomicBool::new(false),
+        }
+    }
+
+    /// Serves the host's end of the Docker daemon's socket while there is a daemon to be served: not while the guest writes back
+    /// what is to outlive it.
+    async fn export_docker(self: Arc<Self>, listener: UnixListener, guest: Arc<Guest>) {
+        let (mut over, mut ended) = (self.over(), guest.ended());
+        let connect = move || {
+            let guest = guest.clone();
+            async move { guest.docker().await }
+        };
+        tokio::select! {
+            () = docker_socket::serve(listener, connect) => {}
+            _ = over.wait_for(|over| *over) => {}
+            _ = ended.wait_for(Option::is_some) => {}
         }
     }
 

@@ -231,6 +231,34 @@ fn what_outlives_a_sandbox_is_written_back_and_let_go_of_before_delete_answers()
 }
 
 #[test]
+fn the_docker_socket_is_served_until_the_sandbox_is_ended() {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    on_stage(Script::default(), async |stage: &mut Stage, bundle: PathBuf| {
+        stage.sandbox.create(new(&bundle)).await.unwrap();
+        let guest = stage.sandbox.container("c1").unwrap().guest.clone();
+        let path = bundle.join("docker.sock");
+        let listener = docker_socket::listen_at(&path).unwrap();
+        let serving = tokio::spawn(stage.sandbox.clone().export_docker(listener, guest));
+        let socket = path.clone();
+        let talk = move || {
+            let mut client = UnixStream::connect(socket).unwrap();
+            client.write_all(b"hello").unwrap();
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).unwrap();
+            answer
+        };
+        assert_eq!(tokio::task::spawn_blocking(talk).await.unwrap(), "hello");
+        let mut client = UnixStream::connect(&path).unwrap();
+        stage.sandbox.end().await;
+        serving.await.unwrap();
+        assert!(UnixStream::connect(&path).is_err());
+        assert!(!matches!(client.read(&mut [0]), Ok(1..)), "the end, or a reset");
+    });
+}
+
+#[test]
 fn a_container_whose_creator_left_is_taken_away() {
     on_stage(Script::default(), async |stage: &mut Stage, bundle: PathBuf| {
         stage.sandbox.create(new(&bundle)).await.unwrap();

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use containerd_shim_protos::shim::event::Envelope;
 use lazaret_agent_api::agent::{self, stream_header::Kind};
 use lazaret_agent_api::agent_ttrpc::{Agent, AgentClient, create_agent};
-use lazaret_agent_api::{Ack, decode_header};
+use lazaret_agent_api::{Ack, DOCKER_PORT, decode_header};
 use lazaret_vmm_wire::{Cause, Channel, Event as VmEvent, Request, Stopped};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -199,7 +199,7 @@ impl Stage {
     pub(super) async fn new(dir: &Path, shared: &Path, script: Script) -> Self {
         let refuses = script.refuses;
         let volume = VolumeName::parse("cache").filter(|_| script.keeps_data);
-        let docker = Docker { eager: false, capacity: Capacity::New(64), volume };
+        let docker = Docker { eager: false, capacity: Capacity::New(64), volume, export: false };
         let agent = Arc::new(Scripted {
             script,
             calls: Mutex::default(),
@@ -242,6 +242,9 @@ fn spawn(dir: &Path, refuses: Option<Kind>) -> Vm {
         while let Ok((request, mut descriptors)) = channel.receive::<Request>() {
             match request {
                 Request::Boot(_) => {}
+                Request::Connect { port: DOCKER_PORT } => {
+                    echo(StdUnixStream::from(descriptors.remove(0)));
+                }
                 Request::Connect { .. } => {
                     streams.push(acknowledge(StdUnixStream::from(descriptors.remove(0)), refuses));
                 }
@@ -255,6 +258,16 @@ fn spawn(dir: &Path, refuses: Option<Kind>) -> Vm {
         }
     });
     vm
+}
+
+/// A daemon that says what it hears, once it has heard everything.
+fn echo(mut stream: StdUnixStream) {
+    std::thread::spawn(move || {
+        let mut heard = Vec::new();
+        // A client that is gone wants no answer.
+        let _ = stream.read_to_end(&mut heard);
+        let _ = stream.write_all(&heard);
+    });
 }
 
 /// Answers a stream's header; a process that has its outputs closed from the start.
