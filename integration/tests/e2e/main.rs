@@ -5,6 +5,7 @@
 mod bad_input;
 mod docker;
 mod docker_faults;
+mod docker_host;
 mod docker_use;
 mod faults;
 mod isolation;
