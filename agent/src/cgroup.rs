@@ -62,13 +62,20 @@ impl Cgroup {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             result => result?,
         };
-        fs::write(self.0.join("cgroup.kill"), "1")?;
         loop {
             // What changes after this read makes the descriptor ready.
             let mut text = [0; 256];
-            let length = events.read_at(&mut text, 0)?;
-            if text[..length].starts_with(b"populated 0") {
-                return self.remove();
+            match events.read_at(&mut text, 0) {
+                // Somebody else has removed it.
+                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
+                Ok(length) if text[..length].starts_with(b"populated 0") => return self.remove(),
+                result => result?,
+            };
+            match fs::write(self.0.join("cgroup.kill"), "1") {
+                Err(error) if ![Some(libc::ENODEV), Some(libc::ENOENT)].contains(&error.raw_os_error()) => {
+                    return Err(error);
+                }
+                _ => {}
             }
             let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
             if poll(&mut fds, PollTimeout::from(KILL_TIMEOUT_MS))? == 0 {

@@ -130,6 +130,12 @@ impl Agent for AgentService {
     async fn delete_process(&self, _: &TtrpcContext, request: ProcessRequest) -> Answer<Empty> {
         let containers = self.containers.clone();
         to_its_end(async move {
+            if request.exec_id.is_empty()
+                && containers.process(&request.container_id, "")?.may_delete().is_ok()
+            {
+                // Its containers may write to this one's files, which are about to be handed back.
+                docker::kill().await;
+            }
             let deleted = containers.delete(&request.container_id, &request.exec_id).await;
             if request.exec_id.is_empty() {
                 // Whether or not something of the container is left, its files are the user's.

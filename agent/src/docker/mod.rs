@@ -120,11 +120,7 @@ impl Docker {
             },
             Err(error) => format!("it cannot be started: {error}"),
         };
-        match spawn_blocking(|| Cgroup::docker().kill()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => log::error!("what dockerd has started cannot be killed: {error}"),
-            Err(error) => log::error!("what dockerd has started cannot be killed: {error}"),
-        }
+        kill().await;
         match self.last_words().as_str() {
             "" => end,
             words => format!("{end}; its last words: {words}"),
@@ -173,6 +169,14 @@ impl Docker {
 
     fn last_words(&self) -> MutexGuard<'_, String> {
         self.last_words.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Kills dockerd, and all it has started.
+pub(crate) async fn kill() {
+    let killed = spawn_blocking(|| Cgroup::docker().kill()).await;
+    if let Err(error) = killed.unwrap_or_else(|error| Err(io::Error::other(error))) {
+        log::error!("what dockerd has started cannot be killed: {error}");
     }
 }
 

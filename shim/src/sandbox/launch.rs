@@ -130,10 +130,12 @@ pub(super) async fn launch(
     let unfit = |key: &'static str| move |source| LaunchError::GuestFile { key, source };
     let kernel = open_kernel(&plan.config.kernel).map_err(unfit("kernel"))?;
     let base = open_image(&plan.config.base_image).map_err(unfit("base_image"))?;
+    let disks_begun = Instant::now();
     let docker = match &plan.docker {
         Some(docker) => Some(docker_disks(docker, plan, record).await?),
         None => None,
     };
+    let disks = disks_begun.elapsed().as_micros();
     let log_path = plan.state.console_log();
     let console = OpenOptions::new().create(true).append(true).read(true).mode(0o600).open(&log_path)?;
     let binary = plan.config.vmm_binary().ok_or(LaunchError::VmmAbsent)?;
@@ -152,7 +154,9 @@ pub(super) async fn launch(
         let dialled = begun.elapsed();
         let agent = configure(plan, stream).await?;
         let [ready, spawned, dialled] = [begun.elapsed(), spawned, dialled].map(|time| time.as_millis());
-        log::info!("the guest is ready after {ready} ms: VMM {spawned} ms, agent {dialled} ms");
+        log::info!(
+            "the guest is ready after {ready} ms: disks {disks} us, VMM {spawned} ms, agent {dialled} ms"
+        );
         let exported = plan.docker.as_ref().is_some_and(|docker| docker.export);
         let listener = exported.then(|| docker_listener(&plan.state)).transpose()?;
         Ok((agent, listener))
