@@ -35,11 +35,12 @@ fn a_sandbox_has_a_docker_daemon_of_its_own_without_privilege() {
                  docker run --rm -v \"$PWD\":/w busybox sh -c 'cat /w/in; echo from inside >/w/out' && cat out";
     assert_eq!(container.exec(&["sh", "-c", bound]).success().out(), "from outside\nfrom inside\n");
 
-    // The bridge, and a port of a container at the sandbox's localhost.
+    // The bridge, and a port of a container at the sandbox's localhost, reached from its own container and from Docker's.
     let serve = "mkdir /www && echo served >/www/index.html && exec httpd -f -h /www";
     docker(&["run", "--detach", "--publish", "8080:80", "busybox", "sh", "-c", serve]).success();
-    let fetch = "until docker run --rm --network host busybox wget -qO- http://127.0.0.1:8080/; do :; done";
-    assert_eq!(container.exec(&["sh", "-c", fetch]).success().out(), "served\n");
+    let fetch = "until docker run --rm --network host busybox wget -qO- http://127.0.0.1:8080/; do :; done
+                 exec 3<>/dev/tcp/127.0.0.1/8080; printf 'GET / HTTP/1.0\r\n\r\n' >&3; tail -n 1 <&3";
+    assert_eq!(sh(&container, fetch).success().out(), "served\nserved\n");
 
     // The container itself is as it would be under runc, and nothing of this is the host's.
     let capabilities = container.exec(&["grep", "CapEff", "/proc/self/status"]).success().out();

@@ -70,7 +70,7 @@ fn containers_are_looked_at_limited_restarted_and_killed() {
         echo piped | docker exec -i one cat
         until [ "$(docker logs one 2>&1 | sort)" = "$(printf 'err\nout')" ]; do sleep 1; done; echo logs
         docker stats --no-stream --format '{{.Name}} {{.PIDs}}' one
-        docker top one -o args | tail -n 1
+        docker top one -o pid,args | grep -o 'sleep 1000'
         docker kill one; docker wait one; docker rm one"#;
     let said = "in exec\nexec 3\npiped\nlogs\none 1\nsleep 1000\none\n137\none\n";
     assert_eq!(sh(&client, script).success().out(), said);
