@@ -2,6 +2,7 @@
 //! of the private Docker daemon is.
 
 use crate::paths::{CGROUP_PARENT, CGROUP_ROOT};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
@@ -38,19 +39,22 @@ impl Cgroup {
         Self(Path::new(CGROUP_ROOT).join(CGROUP_PARENT.trim_start_matches('/')).join(container))
     }
 
-    /// The Docker daemon's: its own processes are in `daemon`, its containers below `containers` (`docker.json`).
+    /// The Docker daemon's: its own processes are in `daemon`, its containers beside that.
     pub(crate) fn docker() -> Self {
         Self(Path::new(CGROUP_ROOT).join("docker"))
     }
 
-    /// Puts this process into `name` below it, which is made.
+    pub(crate) fn below(&self, name: &str) -> Self {
+        Self(self.0.join(name))
+    }
+
+    /// Makes it, and puts this process into it.
     ///
     /// # Errors
     /// Of the file system.
-    pub(crate) fn enter(&self, name: &str) -> io::Result<()> {
-        let cgroup = self.0.join(name);
-        fs::create_dir_all(&cgroup)?;
-        fs::write(cgroup.join("cgroup.procs"), "0")
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        fs::create_dir_all(&self.0)?;
+        fs::write(self.0.join("cgroup.procs"), "0")
     }
 
     /// Kills every process in it and below, waits for their ends and removes it. One that is gone is no error.
@@ -78,8 +82,10 @@ impl Cgroup {
                 _ => {}
             }
             let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
-            if poll(&mut fds, PollTimeout::from(KILL_TIMEOUT_MS))? == 0 {
-                return Err(ErrorKind::TimedOut.into());
+            match poll(&mut fds, PollTimeout::from(KILL_TIMEOUT_MS)) {
+                Ok(0) => return Err(ErrorKind::TimedOut.into()),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
             }
         }
     }

@@ -85,7 +85,7 @@ impl Agent for AgentService {
             let id = request.container_id.clone();
             let pid = containers.create(request).await?;
             if eager && let Err(why) = docker::ping().await {
-                if let Err(error) = containers.delete(&id, "").await {
+                if let Err(error) = containers.delete(&id, "", docker::kill()).await {
                     log::warn!("container {id}: after the failure of its Docker daemon: {error}");
                 }
                 return Err(RpcError::Internal(format!("container {id}: {why}")));
@@ -130,13 +130,8 @@ impl Agent for AgentService {
     async fn delete_process(&self, _: &TtrpcContext, request: ProcessRequest) -> Answer<Empty> {
         let containers = self.containers.clone();
         to_its_end(async move {
-            if request.exec_id.is_empty()
-                && containers.process(&request.container_id, "")?.may_delete().is_ok()
-            {
-                // Its containers may write to this one's files, which are about to be handed back.
-                docker::kill().await;
-            }
-            let deleted = containers.delete(&request.container_id, &request.exec_id).await;
+            // Docker's containers may write to this one's files, which are about to be handed back.
+            let deleted = containers.delete(&request.container_id, &request.exec_id, docker::kill()).await;
             if request.exec_id.is_empty() {
                 // Whether or not something of the container is left, its files are the user's.
                 let internal =
@@ -164,7 +159,8 @@ impl Agent for AgentService {
             containers.end().await;
             // The Docker daemon and its containers, too: they may write to the containers' files.
             power::kill_all();
-            let synced = if keep { shared::sync_all().await } else { shared::sync().await };
+            let kept = if keep { shared::sync_volume().await } else { Ok(()) };
+            let synced = shared::sync().await.and(kept);
             // It ends in any case; that something was not written back, the host should know.
             power.shut_down_after_answer();
             synced.map_err(|error| RpcError::Internal(error.to_string()))?;

@@ -9,6 +9,8 @@ use tokio::time::timeout;
 
 /// A host that takes longer to write back has other troubles; the guest's end does not wait for it.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// The same for what the Docker daemon keeps, which may be as much as the guest has memory, on a slow disk.
+const VOLUME_DEADLINE: Duration = Duration::from_secs(120);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SharedError {
@@ -16,8 +18,8 @@ pub(crate) enum SharedError {
     Sync(#[from] nix::Error),
     #[error("cannot open {SHARED_ROOT}: {0}")]
     Open(#[from] std::io::Error),
-    #[error("writing back {SHARED_ROOT} took more than {n} s", n = DEADLINE.as_secs())]
-    Deadline,
+    #[error("writing back {what} took more than {n} s", n = limit.as_secs())]
+    Deadline { what: &'static str, limit: Duration },
     #[error("cannot write back {SHARED_ROOT}: {0}")]
     Task(#[from] JoinError),
 }
@@ -27,23 +29,19 @@ pub(crate) enum SharedError {
 /// # Errors
 /// [`SharedError`].
 pub(crate) async fn sync() -> Result<(), SharedError> {
-    written(|| Ok(nix::unistd::syncfs(File::open(SHARED_ROOT)?)?)).await
+    let sync = spawn_blocking(|| Ok(nix::unistd::syncfs(File::open(SHARED_ROOT)?)?));
+    timeout(DEADLINE, sync)
+        .await
+        .map_err(|_| SharedError::Deadline { what: SHARED_ROOT, limit: DEADLINE })??
 }
 
-/// The same, and writes back what is mounted elsewhere: the volume of the Docker daemon.
+/// Writes back what is mounted elsewhere: the volume of the Docker daemon.
 ///
 /// # Errors
 /// [`SharedError`].
-pub(crate) async fn sync_all() -> Result<(), SharedError> {
-    written(|| {
-        nix::unistd::sync();
-        Ok(nix::unistd::syncfs(File::open(SHARED_ROOT)?)?)
-    })
-    .await
-}
-
-async fn written(write: fn() -> Result<(), SharedError>) -> Result<(), SharedError> {
-    timeout(DEADLINE, spawn_blocking(write)).await.map_err(|_| SharedError::Deadline)??
+pub(crate) async fn sync_volume() -> Result<(), SharedError> {
+    let late = |_| SharedError::Deadline { what: "the Docker daemon's volume", limit: VOLUME_DEADLINE };
+    Ok(timeout(VOLUME_DEADLINE, spawn_blocking(nix::unistd::sync)).await.map_err(late)??)
 }
 
 /// Lets go of it. What still uses it, if anything does, keeps it.

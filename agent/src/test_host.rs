@@ -181,7 +181,7 @@ impl Host {
     }
 
     pub(super) async fn delete(&self, id: &str, exec_id: &str) -> ttrpc::Result<()> {
-        self.containers.delete(id, exec_id).await.map_err(ttrpc::Error::from)
+        self.containers.delete(id, exec_id, async {}).await.map_err(ttrpc::Error::from)
     }
 
     pub(super) async fn signal(&self, id: &str, exec_id: &str, signal: i32, all: bool) -> ttrpc::Result<()> {

@@ -112,7 +112,7 @@ pub enum VolumeError {
     Damaged { name: String, bytes: u64 },
     #[error("{} is not a regular file, so it is no volume; move it away", .0.display())]
     NotFile(PathBuf),
-    #[error("{}: {source}", path.display())]
+    #[error("the volume {}: {source}; its place is below disk_dir, which config.toml sets", path.display())]
     Os { path: PathBuf, source: io::Error },
 }
 

@@ -92,15 +92,23 @@ impl Containers {
         Ok(pid)
     }
 
+    /// Forgets a process; a container's own with the container, `before` whose removal something is to be done.
+    ///
     /// # Errors
     /// NOT_FOUND, FAILED_PRECONDITION, INTERNAL.
-    pub(crate) async fn delete(&self, id: &str, exec_id: &str) -> Result<(), RpcError> {
+    pub(crate) async fn delete(
+        &self,
+        id: &str,
+        exec_id: &str,
+        before: impl Future<Output = ()>,
+    ) -> Result<(), RpcError> {
         let container = self.get(id)?;
         if !exec_id.is_empty() {
             return container.delete_exec(exec_id);
         }
         container.init.may_delete()?;
         let place = Place::take(self, id)?;
+        before.await;
         container.delete().await?;
         place.settle(None);
         Ok(())

@@ -46,7 +46,7 @@ impl Process {
 
     /// # Errors
     /// The state's, named.
-    pub(crate) fn may_delete(&self) -> Result<(), RpcError> {
+    pub(super) fn may_delete(&self) -> Result<(), RpcError> {
         self.life().state.may_delete().map_err(|error| error.of(&self.name))
     }
 

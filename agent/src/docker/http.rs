@@ -41,7 +41,8 @@ fn judge(answer: &str) -> Result<(), String> {
     Err(if line.is_empty() { "the sandbox's Docker daemon hangs up".to_owned() } else { line.to_owned() })
 }
 
-/// Answers a client with what the Docker API says when something is wrong with the daemon. Waits for the client's question,
+/// Answers a client as the Docker API answers when something is wrong with the daemon. The status is 503: one that is 500
+/// the Docker CLI takes for the last word on its `HEAD /_ping`, whose answer has no room for a reason. Waits for the client's question,
 /// so that it reads the answer.
 ///
 /// # Errors
@@ -56,13 +57,17 @@ pub(super) async fn refuse(stream: std::os::unix::net::UnixStream, why: &str) ->
         Ok(Ok(_)) => {}
         Err(_) => return Err(ErrorKind::TimedOut.into()),
     }
-    stream.write_all(refusal(why).as_bytes()).await
+    stream.write_all(refusal(why).as_bytes()).await?;
+    stream.shutdown().await?;
+    // A client that is still speaking, as with an image to be loaded, reads no answer from a socket that is closed under it.
+    let rest = async { tokio::io::copy(&mut stream, &mut tokio::io::sink()).await };
+    tokio::time::timeout(PATIENCE, rest).await.map_err(|_| ErrorKind::TimedOut)?.map(drop)
 }
 
 fn refusal(why: &str) -> String {
     let message = serde_json::json!({ "message": format!("the sandbox's Docker daemon: {why}") }).to_string();
     format!(
-        "HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
          Connection: close\r\n\r\n{message}",
         message.len()
     )

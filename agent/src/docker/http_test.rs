@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 fn a_daemon_that_answers_is_told_from_one_that_does_not() {
     assert_eq!(judge("HTTP/1.0 200 OK\r\nApi-Version: 1.45\r\n\r\nOK"), Ok(()));
     assert_eq!(judge(&refusal("gone")), Err("the sandbox's Docker daemon: gone".into()));
-    assert_eq!(judge("HTTP/1.0 503 Busy\r\n\r\nno json"), Err("HTTP/1.0 503 Busy".into()));
+    assert_eq!(judge("HTTP/1.0 500 Oops\r\n\r\nno json"), Err("HTTP/1.0 500 Oops".into()));
     assert_eq!(judge(""), Err("the sandbox's Docker daemon hangs up".into()));
 }
 
@@ -14,12 +14,16 @@ async fn a_client_reads_why_it_is_refused() {
     let (ours, theirs) = StdUnixStream::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
     let mut client = UnixStream::from_std(theirs).unwrap();
-    client.write_all(b"GET /info HTTP/1.1\r\n\r\n").await.unwrap();
-    refuse(ours, "it is \"gone\"").await.unwrap();
+    let refused = tokio::spawn(async move { refuse(ours, "it is \"gone\"").await });
+    // More than a socket holds, all of which is sent before the answer is looked at.
+    client.write_all(b"POST /images/load HTTP/1.1\r\n\r\n").await.unwrap();
+    client.write_all(&vec![0; 4 << 20]).await.unwrap();
+    client.shutdown().await.unwrap();
     let mut answer = String::new();
     client.read_to_string(&mut answer).await.unwrap();
+    refused.await.unwrap().unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with("HTTP/1.1 500 ") && head.contains(&format!("Content-Length: {}", body.len())));
+    assert!(head.starts_with("HTTP/1.1 503 ") && head.contains(&format!("Content-Length: {}", body.len())));
     assert_eq!(body, r#"{"message":"the sandbox's Docker daemon: it is \"gone\""}"#);
 }
 

@@ -13,14 +13,15 @@
 //! All of this is in a mount namespace of dockerd's own; the container sees none of it.
 
 use crate::cgroup::Cgroup;
+use crate::paths::CGROUP_ROOT;
 use nix::errno::Errno;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid};
 use std::ffi::CString;
-use std::fs::{self, File};
+use std::fs::{self, DirEntry, File};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, symlink};
@@ -55,6 +56,14 @@ impl Disk {
         match self {
             Self::Scratch => "scratch",
             Self::Volume => "volume",
+        }
+    }
+
+    /// The step that fails on one that is damaged.
+    fn mounting(self) -> &'static str {
+        match self {
+            Self::Scratch => "mounting the disk",
+            Self::Volume => "mounting the volume, which can be removed with `lazaret volume rm`",
         }
     }
 
@@ -123,7 +132,7 @@ fn launch(mut arguments: impl Iterator<Item = String>) -> Result<i32, LaunchErro
     let disk = [Disk::Scratch, Disk::Volume].into_iter().find(|disk| kind.as_deref() == Some(disk.name()));
     let disk = disk.ok_or(LaunchError::Usage)?;
     let begun = Instant::now();
-    Cgroup::docker().enter("daemon").at("its cgroup")?;
+    own_cgroups().at("its cgroup")?;
     let namespace = File::open(format!("/proc/{pid}/ns/mnt")).at("the container's mount namespace")?;
     let guests = ["/proc", "/sys", "/dev"].map(Path::new);
     let guests = guests.map(|path| clone_tree(path).map(|tree| (tree, path)));
@@ -137,6 +146,10 @@ fn launch(mut arguments: impl Iterator<Item = String>) -> Result<i32, LaunchErro
         move_tree(&tree, path).at("mounting the guest's /proc, /sys and /dev")?;
     }
     let read_only = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    // The kernel does not put a file system on itself.
+    umount2(CGROUP_ROOT, MntFlags::MNT_DETACH).at("unmounting the guest's cgroups")?;
+    mount(Some("cgroup2"), CGROUP_ROOT, Some("cgroup2"), flags, none).at("mounting its cgroups")?;
     mount(Some(IMAGE), HOME, Some("erofs"), read_only, none).at("mounting docker.erofs")?;
     read_ahead();
     let state = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
@@ -147,7 +160,7 @@ fn launch(mut arguments: impl Iterator<Item = String>) -> Result<i32, LaunchErro
     format_if_new(disk)?;
     let noatime = MsFlags::MS_NOATIME;
     mount(Some(DATA), "/proc/driver/data", Some("ext4"), noatime, Some(disk.mount_options()))
-        .at("mounting the disk")?;
+        .at(disk.mounting())?;
     let [mounted, disk] = [mounted, begun.elapsed()].map(|time| time.as_millis());
     eprintln!("starting after {disk} ms: file system {mounted} ms, then the disk");
 
@@ -172,8 +185,7 @@ fn launch(mut arguments: impl Iterator<Item = String>) -> Result<i32, LaunchErro
     }
 }
 
-/// Starts a program; with the Docker socket, which is this process's descriptor 3, or
-/// without. By hand, since a program that is handed a socket is told its own pid (sd_listen_fds(3)).
+/// Starts a program; with the Docker socket, which is this process's descriptor 3, or without. By hand, since a program that is handed a socket is told its own pid (sd_listen_fds(3)).
 fn fork_exec(mut command: Command, with_socket: bool) -> io::Result<Pid> {
     // SAFETY: this process has one thread, so its child may do whatever it could.
     match unsafe { fork() }? {
@@ -202,6 +214,15 @@ fn program(path: &str) -> Command {
         .env("TMPDIR", "/proc/driver/run")
         .env("HOME", "/root");
     command
+}
+
+/// Enters a cgroup that is the root of all that can be named from here on: no container of Docker's is outside it, whatever
+/// `--cgroup-parent` says. Its root has no processes of its own, so that containers below it can be limited.
+fn own_cgroups() -> io::Result<()> {
+    let docker = Cgroup::docker();
+    docker.enter()?;
+    unshare(CloneFlags::CLONE_NEWCGROUP)?;
+    docker.below("daemon").enter()
 }
 
 /// Has the kernel read the two programs, nearly all of which they touch at once, in large pieces and beside what comes next.
@@ -239,19 +260,28 @@ fn own_run() -> io::Result<()> {
         _ => {}
     }
     for entry in fs::read_dir("/run")? {
-        let entry = entry?;
-        let (kind, target) = (entry.file_type()?, own.join(entry.file_name()));
-        if kind.is_symlink() {
-            symlink(fs::read_link(entry.path())?, target)?;
-            continue;
-        } else if kind.is_dir() {
-            fs::create_dir(&target)?;
-        } else {
-            File::create(&target)?;
+        match copy_entry(&entry?, own) {
+            // The container takes away what it likes meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            result => result?,
         }
-        move_tree(&clone_tree(&entry.path())?, &target)?;
     }
     move_tree(&clone_tree(own)?, Path::new("/run"))
+}
+
+/// Has what `entry` is in `directory`, too: a link as a link, all else as a mount of the same.
+fn copy_entry(entry: &DirEntry, directory: &Path) -> io::Result<()> {
+    let (kind, target) = (entry.file_type()?, directory.join(entry.file_name()));
+    if kind.is_symlink() {
+        return symlink(fs::read_link(entry.path())?, target);
+    }
+    let tree = clone_tree(&entry.path())?;
+    if kind.is_dir() {
+        fs::create_dir(&target)?;
+    } else {
+        File::create(&target)?;
+    }
+    move_tree(&tree, &target)
 }
 
 /// The mounts at and below `path`, as they are now.

@@ -31,6 +31,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
@@ -40,8 +41,8 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 /// How long dockerd may take to its first answer. It takes a second, on slow machines ten.
-const START_DEADLINE: Duration = Duration::from_secs(150);
-/// How long nobody is served when nobody can be, for want of memory or descriptors.
+const START_DEADLINE: Duration = Duration::from_secs(100);
+/// How long no new start is tried after one that failed.
 const BREATH: Duration = Duration::from_secs(1);
 
 /// The daemon's socket, and who starts it.
@@ -84,11 +85,13 @@ impl Docker {
             match self.socket.readable().await {
                 Ok(mut ready) if !self.somebody_waits() => ready.clear_ready(),
                 Ok(_) => {
-                    let end = self.run().await;
+                    let served = AtomicBool::new(false);
+                    let end = self.run(&served).await;
                     log::info!("dockerd: {end}");
                     self.refuse(&end);
-                    if self.somebody_waits() {
-                        sleep(BREATH).await;
+                    if !served.into_inner() {
+                        // The Docker CLI asks again at once, to be told; and what has just failed fails again.
+                        let _ = timeout(BREATH, self.refuse_on(&end)).await;
                     }
                 }
                 Err(error) => {
@@ -105,7 +108,7 @@ impl Docker {
     }
 
     /// Runs dockerd to its end, which is that of all it has started; tells how that was.
-    async fn run(&self) -> String {
+    async fn run(&self, served: &AtomicBool) -> String {
         let Some(container) = self.containers.living() else {
             return "no container is there whose files it could use".to_owned();
         };
@@ -116,7 +119,7 @@ impl Docker {
                     137 => "it was killed".to_owned(),
                     status => format!("it has ended with status {status}"),
                 },
-                () = silent() => format!("it did not answer within {} s of its start", START_DEADLINE.as_secs()),
+                () = silent(served) => format!("it did not answer within {} s of its start", START_DEADLINE.as_secs()),
             },
             Err(error) => format!("it cannot be started: {error}"),
         };
@@ -153,6 +156,18 @@ impl Docker {
         Ok(child)
     }
 
+    /// Answers everybody who comes.
+    async fn refuse_on(&self, why: &str) {
+        while let Ok(mut ready) = self.socket.readable().await {
+            self.refuse(why);
+            if self.somebody_waits() {
+                // Nobody can be answered, for want of memory or descriptors.
+                sleep(BREATH).await;
+            }
+            ready.clear_ready();
+        }
+    }
+
     /// Answers everybody who waits.
     fn refuse(&self, why: &str) {
         while let Ok((stream, _)) = self.socket.get_ref().accept() {
@@ -172,8 +187,11 @@ impl Docker {
     }
 }
 
-/// Kills dockerd, and all it has started.
+/// Kills dockerd, and all it has started. On a machine that an agent is only tried on, that cgroup is somebody else's.
 pub(crate) async fn kill() {
+    if std::process::id() != 1 {
+        return;
+    }
     let killed = spawn_blocking(|| Cgroup::docker().kill()).await;
     if let Err(error) = killed.unwrap_or_else(|error| Err(io::Error::other(error))) {
         log::error!("what dockerd has started cannot be killed: {error}");
@@ -181,10 +199,13 @@ pub(crate) async fn kill() {
 }
 
 /// Ends when dockerd has had its time and does not answer. That it has ended is told elsewhere.
-async fn silent() {
+async fn silent(served: &AtomicBool) {
     let begun = Instant::now();
     match timeout(START_DEADLINE, ping()).await {
-        Ok(Ok(())) => log::info!("dockerd answers {} ms after its start", begun.elapsed().as_millis()),
+        Ok(Ok(())) => {
+            served.store(true, Ordering::Relaxed);
+            log::info!("dockerd answers {} ms after its start", begun.elapsed().as_millis());
+        }
         Ok(Err(line)) => log::debug!("{line}"),
         Err(_) => return,
     }

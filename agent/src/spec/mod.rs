@@ -17,11 +17,11 @@
 //! | mounts | the Docker socket at `/var/run/docker.sock` and `DOCKER_HOST`, where the sandbox has one |
 //! | devices | refused when the guest has none with that number |
 
+mod docker;
 mod guest;
 mod resources;
 
 pub(crate) use guest::Guest;
-use lazaret_agent_api::DOCKER_SOCKET;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
@@ -77,7 +77,7 @@ pub(crate) fn for_container(json: &[u8], id: &str, guest: &Guest) -> Result<Cont
         hooks.retain(|when, _| when == "startContainer");
     }
 
-    docker_socket(&mut spec, guest)?;
+    let mut dropped: Vec<String> = docker::mount_socket(&mut spec, guest)?.into_iter().collect();
 
     let process = spec.get_mut("process").and_then(Value::as_object_mut);
     let process = process.ok_or(SpecError::Shape("process"))?;
@@ -95,7 +95,6 @@ pub(crate) fn for_container(json: &[u8], id: &str, guest: &Guest) -> Result<Cont
     namespaces(linux)?;
     let sysctls = network_sysctls(linux)?;
     devices(linux, guest)?;
-    let mut dropped = Vec::new();
     if let Some(resources) = linux.get_mut("resources").and_then(Value::as_object_mut) {
         resources::adapt(resources, guest, &mut dropped);
     }
@@ -132,40 +131,6 @@ fn adapt_process(process: &mut Object, oom_score_adj: i64, guest: &Guest) -> (bo
     let score = process.entry("oomScoreAdj").or_insert_with(|| oom_score_adj.into()).as_i64();
     let terminal = process.get("terminal").and_then(Value::as_bool);
     (terminal.unwrap_or(false), score.unwrap_or(oom_score_adj))
-}
-
-/// Puts the socket of the private Docker daemon where programs look for it, unless something is mounted there: at its usual
-/// place, and where `DOCKER_HOST` in the environment says.
-fn docker_socket(spec: &mut Object, guest: &Guest) -> Result<(), SpecError> {
-    let named = docker_host(spec);
-    let mounts = spec.entry("mounts").or_insert_with(|| json!([])).as_array_mut();
-    let mounts = mounts.ok_or(SpecError::Shape("mounts"))?;
-    let has = |mounts: &[Value], key: &str, values: &[&str]| {
-        mounts.iter().filter_map(|mount| mount.get(key)?.as_str()).any(|value| values.contains(&value))
-    };
-    if !guest.docker_socket.exists() {
-        return if has(mounts, "source", &[DOCKER_SOCKET]) { Err(SpecError::NoDocker) } else { Ok(()) };
-    }
-    let usual = ["/var/run/docker.sock", "/run/docker.sock"];
-    let elsewhere = named.as_deref().filter(|path| !usual.contains(path)).map(|path| [path, path]);
-    for place in [Some(usual), elsewhere].into_iter().flatten() {
-        if !has(mounts, "destination", &place) {
-            mounts.push(json!({
-                "destination": place[0], "type": "bind", "source": guest.docker_socket,
-                "options": ["bind", "nosuid", "nodev", "noexec"],
-            }));
-        }
-    }
-    Ok(())
-}
-
-/// The path that the environment says Docker's socket is at, if it is that of a file.
-fn docker_host(spec: &Object) -> Option<String> {
-    let environment = spec.get("process")?.get("env")?.as_array()?;
-    // The last of a name counts, as for a shell.
-    let mut hosts = environment.iter().filter_map(|entry| entry.as_str()?.strip_prefix("DOCKER_HOST="));
-    let path = hosts.next_back()?.strip_prefix("unix://")?;
-    (path.starts_with('/') && !path.ends_with('/')).then(|| path.to_owned())
 }
 
 fn namespaces(linux: &mut Object) -> Result<(), SpecError> {

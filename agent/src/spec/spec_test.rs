@@ -2,7 +2,7 @@ use super::*;
 use std::fs;
 
 /// A guest with one character device, 1:3.
-fn guest(dir: &tempfile::TempDir) -> Guest {
+pub(super) fn guest(dir: &tempfile::TempDir) -> Guest {
     fs::create_dir_all(dir.path().join("char/1:3")).unwrap();
     Guest {
         docker_socket: dir.path().join("docker.sock"),
@@ -21,7 +21,7 @@ fn adapt(spec: &Value) -> (Result<ContainerSpec, SpecError>, Value) {
     (adapted, config)
 }
 
-fn spec(linux: Value) -> Value {
+pub(super) fn spec(linux: Value) -> Value {
     json!({
         "ociVersion": "1.2.0",
         "root": { "path": "/run/lazaret/shared/c1/rootfs" },
@@ -153,40 +153,4 @@ fn a_spec_that_is_none_says_what_is_wrong() {
     assert!(error.to_string().starts_with("the OCI spec cannot be read: "), "{error}");
     let error = adapt(&json!({ "root": { "path": "/r" } })).0.unwrap_err();
     assert_eq!(error.to_string(), "the OCI spec is of no use: process is missing or of the wrong kind");
-}
-
-#[test]
-fn the_docker_socket_is_where_programs_look_for_it_unless_the_spec_has_one_there() {
-    let dir = tempfile::tempdir().unwrap();
-    let guest = guest(&dir);
-    let mounts = |spec: &Value| {
-        let adapted = for_container(spec.to_string().as_bytes(), "c1", &guest);
-        adapted.map(|a| serde_json::from_slice::<Value>(&a.config).unwrap()["mounts"].clone())
-    };
-    let mut asking = spec(json!({}));
-    assert_eq!(mounts(&asking).unwrap(), json!([]), "this guest has no Docker");
-    asking["mounts"] =
-        json!([{ "destination": "/run/docker.sock", "source": DOCKER_SOCKET, "type": "bind" }]);
-    assert!(matches!(mounts(&asking), Err(SpecError::NoDocker)));
-
-    fs::write(&guest.docker_socket, "").unwrap();
-    assert_eq!(mounts(&asking).unwrap(), asking["mounts"]);
-    let offered = mounts(&spec(json!({}))).unwrap();
-    assert_eq!(offered[0]["destination"], "/var/run/docker.sock");
-    assert_eq!(offered[0]["source"], json!(guest.docker_socket));
-
-    let also_at = |host: &str| {
-        let mut asking = spec(json!({}));
-        asking["process"]["env"] = json!(["DOCKER_HOST=unix:///not/this", format!("DOCKER_HOST={host}")]);
-        let mounts = mounts(&asking).unwrap();
-        let places = mounts.as_array().unwrap().iter().map(|mount| mount["destination"].clone());
-        places.skip(1).collect::<Vec<_>>()
-    };
-    assert_eq!(also_at("unix:///srv/docker.sock"), ["/srv/docker.sock"]);
-    for usual in ["unix:///run/docker.sock", "unix:///var/run/docker.sock"] {
-        assert!(also_at(usual).is_empty(), "{usual}");
-    }
-    for no_file in ["tcp://127.0.0.1:2375", "unix://relative", "unix:///", ""] {
-        assert!(also_at(no_file).is_empty(), "{no_file}");
-    }
 }

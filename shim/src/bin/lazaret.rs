@@ -51,6 +51,9 @@ enum Command {
         namespace: Option<String>,
     },
     /// Runs docker on the daemon of a sandbox that exports its socket (io.lazaret.docker.export=true).
+    ///
+    /// That daemon is the sandbox's: what docker tells a daemon, registry passwords among it, the sandbox reads, and what it
+    /// answers may be anything.
     Docker {
         /// containerd's namespace, where the id alone is not enough.
         #[arg(short, long)]

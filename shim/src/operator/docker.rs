@@ -44,8 +44,11 @@ fn command(sandbox: &Sandbox, arguments: &[OsString]) -> Result<Command, DockerE
     let mut host = OsString::from("unix://");
     host.push(&sandbox.docker_socket);
     let mut command = Command::new("docker");
-    // What the environment says of another daemon's certificates is not about this one.
-    command.arg("--host").arg(host).args(arguments).env_remove("DOCKER_TLS_VERIFY");
+    command.arg("--host").arg(host).args(arguments);
+    // What the environment says of another daemon is not about this one.
+    for about_another in ["DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_API_VERSION"] {
+        command.env_remove(about_another);
+    }
     Ok(command)
 }
 

@@ -18,7 +18,7 @@ use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
-/// Connections at once; further ones wait in the kernel until they are accepted.
+/// Connections at once; further ones are closed at once.
 const MOST: usize = 128;
 /// Bytes that are held in each direction of a connection.
 const BUFFER: usize = 32 * 1024;
@@ -65,13 +65,12 @@ where
     loop {
         tokio::select! {
             Some(_) = relays.join_next() => {}
-            accepted = listener.accept(), if relays.len() < MOST => match accepted {
-                Ok((client, _)) => {
-                    relays.spawn(relay(client, connect()));
-                    if relays.len() == MOST {
-                        log::warn!("the Docker socket has {MOST} connections: further ones wait");
-                    }
+            accepted = listener.accept() => match accepted {
+                // A client that waited would not know for what: nothing says that another will leave.
+                Ok(_) if relays.len() == MOST => {
+                    log::warn!("a connection to the Docker socket is refused: there are {MOST} already");
                 }
+                Ok((client, _)) => drop(relays.spawn(relay(client, connect()))),
                 Err(error) => {
                     log::warn!("the Docker socket takes no connection: {error}");
                     tokio::time::sleep(PAUSE).await;

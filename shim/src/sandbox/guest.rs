@@ -30,6 +30,8 @@ const SIGNAL_TIMEOUT: Duration =
 const STREAM_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the agent may take to kill what runs and to write everything back: five seconds for the one, thirty for the other.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(36);
+/// The same when there is a volume, for which the agent takes up to two minutes more.
+const SHUTDOWN_TIMEOUT_WITH_VOLUME: Duration = Duration::from_secs(156);
 
 /// A process in the guest: its container, and its exec id, empty for the container's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -219,9 +221,15 @@ impl Guest {
     pub(crate) async fn write_back(&self) {
         if self.is_alive() {
             let nothing = Empty::default();
-            let call = self.agent.shutdown(within(SHUTDOWN_TIMEOUT), &nothing);
-            if let Err(error) = self.call("shutting down", SHUTDOWN_TIMEOUT, call).await {
-                log::warn!("the guest may not have written everything back: {error}");
+            let limit = if self.keeps_data() { SHUTDOWN_TIMEOUT_WITH_VOLUME } else { SHUTDOWN_TIMEOUT };
+            let call = self.agent.shutdown(within(limit), &nothing);
+            if let Err(error) = self.call("shutting down", limit, call).await {
+                let volume = self.docker.as_ref().and_then(|docker| docker.volume.as_ref());
+                let volume = volume.map(|name| format!(", to the volume {:?} either", name.as_str()));
+                log::error!(
+                    "the guest may not have written everything back{}: {error}",
+                    volume.unwrap_or_default()
+                );
             }
         }
     }

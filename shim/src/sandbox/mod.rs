@@ -182,7 +182,12 @@ impl Sandbox {
                 self.over.send_replace(true);
                 if let Boot::Ready(guest) = &*self.boot.borrow() {
                     let guest = guest.clone();
-                    tokio::spawn(async move { guest.stop().await });
+                    tokio::spawn(async move {
+                        if guest.keeps_data() {
+                            guest.write_back().await;
+                        }
+                        guest.stop().await;
+                    });
                 }
                 self.vacate();
                 Err(error)
