@@ -130,6 +130,8 @@ pub fn enter(shared: Option<&Path>) -> Result<Option<File>, JailError> {
     chdir("/").map_err(step("enter its root"))?;
 
     nix::sys::prctl::set_no_new_privs().map_err(step("forbid new privileges"))?;
+    // Another VMM has the same user and the same capabilities, which is all that tracing takes otherwise (ptrace(2)).
+    nix::sys::prctl::set_dumpable(false).map_err(step("forbid that it is traced"))?;
     keep_capabilities(if shared.is_some() { FILE_CAPABILITIES } else { 0 })
         .map_err(step("drop capabilities"))?;
     Ok(descriptors)

@@ -50,6 +50,11 @@ fn the_rest_of_proc_is_out_of_reach() {
 }
 
 #[test]
+fn no_other_vmm_may_trace_it() {
+    in_jail(|_| assert!(!nix::sys::prctl::get_dumpable().unwrap()));
+}
+
+#[test]
 fn descriptors_are_reopened_by_their_directory() {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(b"afloat").unwrap();
