@@ -8,7 +8,7 @@ use crate::command::{self, Finished};
 use crate::container::{Container, DEBIAN};
 
 /// How long a handful of docker commands may take: in an emulated guest each takes seconds.
-const DEADLINE: Duration = Duration::from_secs(400);
+pub const DEADLINE: Duration = Duration::from_secs(400);
 
 /// A Debian with the host's docker CLI and its plugins, which need a C library only, and the test images at `/images`.
 pub fn client(promise: &str) -> Container {

@@ -43,10 +43,12 @@ fn ten_first_clients_at_once_are_all_served_and_a_dead_daemon_is_started_again()
     load_busybox(&client);
     let script = r#"
         docker run --detach --name left busybox sleep 4321 >/dev/null
+        docker run --detach --name back --restart always busybox sleep 1234 >/dev/null
         docker run --rm --privileged --pid host busybox killall -9 dockerd || true
         until docker info >/dev/null 2>&1; do sleep 1; done
         docker ps --all --format '{{.Names}} {{.State}}' --filter name=left
         docker run --rm --pid host busybox ps | grep -c ' sleep 4321$' || true
+        until [ "$(docker inspect --format '{{.State.Status}}' back)" = running ]; do sleep 1; done
         docker start left; docker exec left echo runs again"#;
     assert_eq!(sh(&client, script).success().out(), "left exited\n0\nleft\nruns again\n");
 }

@@ -4,19 +4,15 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use lazaret_integration::command::{self, Finished};
 use lazaret_integration::container::Container;
-use lazaret_integration::docker::{client, load_busybox, sh};
+use lazaret_integration::docker::{DEADLINE, client, load_busybox, sh};
 use lazaret_integration::leftovers::eventually;
 use lazaret_integration::spec::image_archive;
 use lazaret_integration::{alone, beside_others, is_lazaret};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-
-/// How long a docker command may take: the first starts the daemon, which is slow in an emulated guest.
-const DEADLINE: Duration = Duration::from_secs(400);
 
 const EXPORT: [&str; 2] = ["--annotation", "io.lazaret.docker.export=true"];
 
@@ -128,6 +124,14 @@ fn an_exported_daemon_serves_the_hosts_docker() {
     assert_eq!((images.lines().count(), &through), (1, &images));
     let ended = ["docker", "-n", "default", &container.id, "run", "--rm", "busybox", "sh", "-c", "exit 9"];
     assert_eq!(run(lazaret(&ended), "").code, 9);
+
+    // And by a name, as `docker context` gives one.
+    let name = &container.id;
+    let host = format!("host=unix://{}", socket.display());
+    command::host("docker", &["context", "create", name, "--docker", &host]);
+    let named = command::host("docker", &["--context", name, "images", "--quiet"]);
+    command::host("docker", &["context", "rm", name]);
+    assert_eq!(named, images);
 
     // Whoever still listens when the sandbox ends hears the end.
     let events = command::start(docker(&container, &["events", "--since", "0"]));
