@@ -11,6 +11,13 @@ die() {
     exit 1
 }
 
+# direct_missing: what this machine lacks of what tests take from it, a line each
+direct_missing() {
+    local command
+    for command in containerd ctr runc docker; do command -v $command >/dev/null || echo $command; done
+    [ -d /usr/libexec/docker/cli-plugins ] || printf '%s\n' docker-buildx docker-compose
+}
+
 # pick_host: on this machine or in the test host? LAZARET_TEST_HOST says, or what this machine can do; then that is told.
 pick_host() {
     local vmm=${LAZARET_TARGET_DIR:-$top/target}/x86_64-unknown-linux-gnu/release/lazaret-vmm probe missing=()
@@ -22,7 +29,7 @@ pick_host() {
     fi
     [ "$(id -u)" = 0 ] || missing+=(root)
     [ -e /sys/fs/cgroup/cgroup.controllers ] || missing+=('cgroup v2')
-    for command in containerd ctr runc; do command -v $command >/dev/null || missing+=($command); done
+    mapfile -t -O ${#missing[@]} missing < <(direct_missing)
     if [ ${#missing[@]} -gt 0 ]; then
         echo "/dev/kvm is good here, but there is no $(IFS=,; echo "${missing[*]}"): in the test host instead"
     else
