@@ -53,8 +53,9 @@ check: deps ## rustfmt, clippy and shellcheck, warnings denied
 	@cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	@shellcheck $(scripts)
 
-bench: all ## start times and memory, as ratios within one run
+bench: all ## instructions of a cold start; start times, memory and networks, as ratios within one run
 	@integration/bench
+	@integration/bench-network
 
 host: all ## an interactive shell in the test host
 	@integration/host/run

@@ -1,6 +1,11 @@
 //! The cgroup v2 tree: `/lazaret/<container id>`, made and removed by crun, looked into by the agent; and `/docker`, where all
 //! of the private Docker daemon is.
 
+mod oom;
+mod stats;
+#[cfg(test)]
+pub(crate) mod test_support;
+
 use crate::paths::{CGROUP_PARENT, CGROUP_ROOT};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -9,9 +14,32 @@ use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 /// How long the kernel may take to kill what is in a cgroup, in milliseconds.
 const KILL_TIMEOUT_MS: u16 = 10_000;
+/// How long the kernel may take to read a cgroup's files.
+pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Reads files of a cgroup where that may block: the kernel takes memory for it, and adds up what each processor has counted.
+///
+/// # Errors
+/// Of `read`; [`ErrorKind::TimedOut`], and `read` goes on then.
+pub(crate) async fn unblocked<T: Send + 'static>(
+    read: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    match timeout(READ_TIMEOUT, spawn_blocking(read)).await {
+        Ok(read) => read.unwrap_or_else(|error| Err(io::Error::other(error))),
+        Err(_) => Err(ErrorKind::TimedOut.into()),
+    }
+}
+
+/// Whether an error of a read says that the cgroup, or its file, is not there, or not any more.
+pub(crate) fn is_gone(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
+}
 
 /// Makes the containers' parent and hands every controller down to it and to its children.
 ///
@@ -62,6 +90,15 @@ impl Cgroup {
     /// # Errors
     /// Of the file system; [`ErrorKind::TimedOut`].
     pub(crate) fn kill(&self) -> io::Result<()> {
+        self.end()?;
+        self.remove()
+    }
+
+    /// Kills every process in it and below, and waits for their ends. One that is gone is no error.
+    ///
+    /// # Errors
+    /// Of the file system; [`ErrorKind::TimedOut`].
+    pub(crate) fn end(&self) -> io::Result<()> {
         let events = match File::open(self.0.join("cgroup.events")) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             result => result?,
@@ -70,9 +107,9 @@ impl Cgroup {
             // What changes after this read makes the descriptor ready.
             let mut text = [0; 256];
             match events.read_at(&mut text, 0) {
-                // Somebody else has removed it.
+                // The cgroup has been removed by another process, such as crun.
                 Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
-                Ok(length) if text[..length].starts_with(b"populated 0") => return self.remove(),
+                Ok(length) if text[..length].starts_with(b"populated 0") => return Ok(()),
                 result => result?,
             };
             match fs::write(self.0.join("cgroup.kill"), "1") {
@@ -134,3 +171,6 @@ fn remove_tree(root: &Path) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod end_test;

@@ -13,8 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// Far more than any command needs; what takes longer is stuck, in a file system of the host most likely.
-const DEADLINE: Duration = Duration::from_secs(60);
+/// How long a command of crun may take: far more than any needs. A command that takes longer is stuck, most likely in a
+/// file system of the host.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CrunError {
@@ -23,9 +24,9 @@ pub(crate) enum CrunError {
     Refused(String),
     #[error("cannot run {0}: {1}")]
     Spawn(PathBuf, #[source] io::Error),
-    #[error("crun {0} ended with status {1} and without a word")]
+    #[error("crun {0} ended with status {1} and without an error message")]
     Silent(&'static str, u32),
-    #[error("crun {0} was stopped: it did not finish within {n} s", n = DEADLINE.as_secs())]
+    #[error("crun {0} was stopped: it did not finish within {n} s", n = COMMAND_TIMEOUT.as_secs())]
     Deadline(&'static str),
     #[error("crun {0} left no pid: {1}")]
     Pid(&'static str, #[source] io::Error),
@@ -93,6 +94,15 @@ impl Crun {
         self.run("start", directory, &[OsStr::new(id)], null(), 0).await
     }
 
+    /// Sets the resources of the JSON in `resources`.
+    ///
+    /// # Errors
+    /// [`CrunError`].
+    pub(crate) async fn update(&self, id: &str, directory: &Path, resources: &Path) -> Result<(), CrunError> {
+        let arguments = [OsStr::new("--resources"), resources.as_os_str(), OsStr::new(id)];
+        self.run("update", directory, &arguments, null(), 0).await
+    }
+
     /// Removes what crun and the kernel keep of a container; kills what runs. One that is gone is no error.
     ///
     /// # Errors
@@ -137,17 +147,17 @@ impl Crun {
         crun.stdin(stdin).stdout(stdout).stderr(stderr);
         oom_score(&mut crun, oom_score_adj);
         let spawned = self.reaper.spawn(&mut crun);
-        // With it go the agent's copies of the container's ends of its pipes.
+        // Dropping the command closes the agent's copies of the container's ends of its pipes.
         drop(crun);
         let mut child = spawned.map_err(|error| CrunError::Spawn(self.binary.clone(), error))?;
-        let Ok(exit) = timeout(DEADLINE, &mut child.exit).await else {
-            // Gone already is as good.
+        let Ok(exit) = timeout(COMMAND_TIMEOUT, &mut child.exit).await else {
+            // An error says that crun has ended already.
             let _ = child.handle.signal(libc::SIGKILL);
             return Err(CrunError::Deadline(command));
         };
         let status = exit.map_or(255, |exit| exit.status);
         let said = std::fs::read_to_string(&log).unwrap_or_default();
-        // Only its absence would matter, and that is what is wanted.
+        // An error says that there is no log, which is as well.
         let _ = std::fs::remove_file(&log);
         match (status, message::last_error(&said)) {
             (0, _) => Ok(()),

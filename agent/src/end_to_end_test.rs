@@ -5,6 +5,7 @@ use crate::test_host::{failure, host, line, process, skipped, text, within};
 use lazaret_agent_api::agent::stream_header::Kind;
 use lazaret_agent_api::agent::{ContainerRequest, ResizeTerminalRequest};
 use serde_json::json;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use ttrpc::Code;
 
@@ -270,5 +271,96 @@ async fn a_file_that_is_no_program_ends_at_once_and_says_why() {
     let (status, _, err) = host.run("c1", &host.spec(process(&["/bin/junk"]))).await;
     assert_ne!(status, 0);
     assert!(err.ends_with("Exec format error\n") && err.lines().count() == 1, "{err:?}");
+    host.nothing_is_left();
+}
+
+#[tokio::test]
+async fn a_container_without_a_cgroup_has_no_numbers_and_one_that_is_none_is_not_found() {
+    let test = "a_container_without_a_cgroup_has_no_numbers_and_one_that_is_none_is_not_found";
+    let Some(host) = host(test).await else { return };
+    assert_eq!(failure(host.stats("c1").await).0, Code::NOT_FOUND);
+    assert_eq!(failure(host.wait_oom("c1", 0).await).0, Code::NOT_FOUND);
+    assert_eq!(failure(host.update("c1", &json!({})).await).0, Code::NOT_FOUND);
+    if host.cgroups {
+        skipped(test, "the rest is for machines without cgroups of version 2");
+        return;
+    }
+    host.idle("c1").await;
+    let none = failure(host.stats("c1").await);
+    assert_eq!(none, (Code::NOT_FOUND, "container c1: it has no cgroup".into()));
+    let none = failure(host.wait_oom("c1", 0).await);
+    assert_eq!(none, (Code::FAILED_PRECONDITION, "container c1: its memory is not counted".into()));
+    host.signal("c1", "", libc::SIGKILL, false).await.unwrap();
+    assert_eq!(host.wait("c1", "").await.unwrap().oom_kills, 0);
+    let ended = failure(host.update("c1", &json!({})).await);
+    assert_eq!(ended, (Code::FAILED_PRECONDITION, "container c1 is not running".into()));
+    host.delete("c1", "").await.unwrap();
+}
+
+#[tokio::test]
+async fn limits_change_and_numbers_are_there_until_the_container_is_deleted() {
+    let test = "limits_change_and_numbers_are_there_until_the_container_is_deleted";
+    let Some(host) = host(test).await else { return };
+    if !host.cgroups {
+        skipped(test, "this machine's cgroup controllers are not version 2's");
+        return;
+    }
+    let mut spec = host.spec(process(&["sleep", "1000"]));
+    spec["linux"]["resources"] = json!({ "memory": { "limit": 64 << 20 }, "pids": { "limit": 50 } });
+    host.create("c1", &spec).await.unwrap();
+    host.start("c1", "").await.unwrap();
+    let stats = host.stats("c1").await.unwrap();
+    assert_eq!((stats.pids.current, stats.pids.limit), (1, 50));
+    assert_eq!(stats.memory.usage_limit, 64 << 20);
+    assert!(stats.memory.usage > 0 && stats.cpu.usage_usec > 0, "{stats:?}");
+    let limits =
+        json!({ "memory": { "limit": 32 << 20 }, "pids": { "limit": 20 }, "devices": [{ "allow": false }] });
+    host.update("c1", &limits).await.unwrap();
+    host.update("c1", &json!({ "memory": { "limit": 0 } })).await.unwrap();
+    let stats = host.stats("c1").await.unwrap();
+    assert_eq!((stats.memory.usage_limit, stats.pids.limit), (32 << 20, 20));
+    let small = json!({ "memory": { "limit": 1, "checkBeforeUpdate": true } });
+    let (code, line) = failure(host.update("c1", &small).await);
+    assert_eq!(code, Code::FAILED_PRECONDITION, "{line}");
+    let (code, line) = failure(host.update("c1", &json!({ "unified": { "memory.max": "much" } })).await);
+    assert_eq!((code, line.contains('\n')), (Code::INVALID_ARGUMENT, false), "{line}");
+    let (code, _) = failure(host.update("c1", &json!([])).await);
+    assert_eq!(code, Code::INVALID_ARGUMENT);
+    host.signal("c1", "", libc::SIGKILL, false).await.unwrap();
+    assert_eq!(host.wait("c1", "").await.unwrap().oom_kills, 0);
+    let stats = host.stats("c1").await.unwrap();
+    assert_eq!((stats.pids.current, stats.memory_events.oom_kill), (0, 0));
+    assert!(stats.memory_events.is_some() && stats.cpu.usage_usec > 0, "{stats:?}");
+    assert_eq!(failure(host.update("c1", &limits).await).0, Code::FAILED_PRECONDITION);
+    let (deleted, waited) = tokio::join!(host.delete("c1", ""), host.wait_oom("c1", 0));
+    deleted.unwrap();
+    assert_eq!(failure(waited).0, Code::NOT_FOUND);
+    assert_eq!(failure(host.stats("c1").await).0, Code::NOT_FOUND);
+    host.nothing_is_left();
+}
+
+#[tokio::test]
+async fn a_container_that_takes_more_than_its_limit_is_killed_and_that_is_told() {
+    let test = "a_container_that_takes_more_than_its_limit_is_killed_and_that_is_told";
+    let Some(host) = host(test).await else { return };
+    if !host.cgroups {
+        skipped(test, "this machine's cgroup controllers are not version 2's");
+        return;
+    }
+    let mut spec = host.spec(process(&["sh", "-c", "x=12345678; while :; do x=$x$x; done"]));
+    spec["linux"]["resources"] = json!({ "memory": { "limit": 32 << 20, "swap": 32 << 20 } });
+    host.create("c1", &spec).await.unwrap();
+    let waits = host.wait_oom("c1", 0);
+    let run = async {
+        host.start("c1", "").await.unwrap();
+        host.wait("c1", "").await.unwrap()
+    };
+    let (killed, exit) = tokio::join!(waits, run);
+    assert_eq!((killed.unwrap(), exit.exit_status, exit.oom_kills), (1, 137, 1));
+    assert_eq!(host.stats("c1").await.unwrap().memory_events.oom_kill, 1);
+    let no_more = tokio::time::timeout(Duration::from_millis(100), host.wait_oom("c1", 1)).await;
+    assert!(no_more.is_err(), "{no_more:?}");
+    assert_eq!(host.wait_oom("c1", 0).await.unwrap(), 1, "the count is there for who asks late");
+    host.delete("c1", "").await.unwrap();
     host.nothing_is_left();
 }

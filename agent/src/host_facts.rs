@@ -1,4 +1,4 @@
-//! What only the host knows, told once: the time, randomness, the guest's name.
+//! What the host tells the guest once: the time, randomness, the guest's name.
 
 use nix::errno::Errno;
 use nix::sys::time::TimeSpec;

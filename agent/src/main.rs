@@ -8,7 +8,7 @@
 //!   │ mounts    ends:     the RPCs         │   spec: what the guest can run         descriptors     │
 //!   │ loopback  reset                      ▼                                        pipes, ptys     │
 //!   │ limits                            crun ────► cgroup /lazaret/<id> ────► the container         │
-//!   │                                   reaper ◄──────────────── every exit in the guest            │
+//!   │ memory                            reaper ◄──────────────── every exit in the guest            │
 //!   └─────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
@@ -27,6 +27,7 @@ mod crun;
 mod docker;
 mod host_facts;
 mod link;
+mod network;
 mod paths;
 mod power;
 mod reaper;
@@ -35,10 +36,13 @@ mod service;
 mod shared;
 mod spec;
 mod stdio;
+mod sync;
 mod vsock;
 
 #[cfg(test)]
 mod end_to_end_test;
+#[cfg(test)]
+mod pod_test;
 #[cfg(test)]
 mod test_host;
 
@@ -54,6 +58,7 @@ use log::{error, info};
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::sync::OnceCell;
 use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
@@ -122,8 +127,16 @@ async fn serve(begun: Instant) -> Result<(), Failure> {
         begun.elapsed().as_millis()
     );
 
+    // Before the first request is served: the host opens these streams only after ConfigureNetwork.
+    if let Err(error) = network::listen() {
+        error!("neither localhost nor names can be carried to and from the host: {error}");
+    }
     let power = Arc::new(Power::default());
-    let service = AgentService::new(containers, reaper, power.clone());
+    let slots = Arc::new(OnceCell::new());
+    let setting_aside = slots.clone();
+    // Beside the host's first request; a failure is told by the first request that needs it.
+    tokio::spawn(async move { network::of_guest(&setting_aside).await.map(drop) });
+    let service = AgentService::new(containers, reaper, power.clone(), slots);
     let link = Link::new(stream, power.clone());
     let mut server = Server::new()
         .add_listener(Listener::new(stream::iter([Ok(link)])))

@@ -10,3 +10,5 @@ pub(crate) const CRUN: &str = "/usr/bin/crun";
 pub(crate) const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// The cgroup whose children are the containers', relative to [`CGROUP_ROOT`].
 pub(crate) const CGROUP_PARENT: &str = "/lazaret";
+/// The socket that dockerd accepts from, root's alone. The one of [`DOCKER_SOCKET`](lazaret_agent_api::DOCKER_SOCKET) leads to it.
+pub(crate) const DOCKERD_SOCKET: &str = "/run/lazaret/docker.sock";

@@ -1,17 +1,18 @@
 //! The one place that waits for processes.
 //!
 //! Process 1 is the parent of every orphan: of the containers' first processes and execs, which crun leaves behind, and
-//! of strays. One loop collects them all, driven by SIGCHLD; whoever started a process gets its exit by its pid.
+//! of strays. One loop collects them all, driven by SIGCHLD, and hands each exit to the code that waits for its pid.
 //!
 //! crun's children are known only once crun has ended and its pid file is read, and may be gone by then. So while
-//! somebody [expects](Reaper::expect) a pid, exits that nobody claims are kept, the newest [`MAX_UNCLAIMED`] of them.
+//! a start of crun [expects](Reaper::expect) a pid, exits that nothing claims are kept, the newest [`MAX_UNCLAIMED`] of them.
 
+use crate::sync::lock;
 use nix::errno::Errno;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -129,18 +130,18 @@ impl Reaper {
         Ok(table.register(pid))
     }
 
-    /// Until the result is dropped, no exit is forgotten.
+    /// Keeps all exits until the result is dropped.
     pub(crate) fn expect(self: &Arc<Self>) -> Expectation {
         self.table().expecting += 1;
         Expectation(self.clone())
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
-/// Somebody will claim a pid he does not know yet.
+/// Keeps exits that nothing claims yet: the owner of this will claim a pid that it does not know now.
 pub(crate) struct Expectation(Arc<Reaper>);
 
 impl Expectation {
@@ -185,7 +186,7 @@ impl Table {
     fn ended(&mut self, pid: libc::pid_t, status: u32) {
         let exit = Exit::now(status);
         if let Some(waiter) = self.waiters.remove(&pid) {
-            // Whoever started it may have lost interest.
+            // An error says that the receiver was dropped: the exit is not wanted any more.
             let _ = waiter.send(exit);
         } else if self.expecting > 0 {
             if self.unclaimed.len() == MAX_UNCLAIMED {

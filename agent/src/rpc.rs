@@ -1,5 +1,6 @@
 //! Errors as the host sees them.
 
+use crate::network::NetworkError;
 use ttrpc::Code;
 
 /// What an RPC can fail with: each variant is a status on the wire, with one line for the user.
@@ -25,6 +26,15 @@ impl RpcError {
             Self::FailedPrecondition(_) => Code::FAILED_PRECONDITION,
             Self::InvalidArgument(_) => Code::INVALID_ARGUMENT,
             Self::Internal(_) => Code::INTERNAL,
+        }
+    }
+}
+
+impl From<NetworkError> for RpcError {
+    fn from(error: NetworkError) -> Self {
+        match error {
+            NetworkError::List(_) | NetworkError::Namespace(_) => Self::Internal(error.to_string()),
+            _ => Self::FailedPrecondition(error.to_string()),
         }
     }
 }

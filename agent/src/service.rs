@@ -5,19 +5,22 @@
 
 use crate::container::Containers;
 use crate::docker;
+use crate::network::Slots;
 use crate::power::{self, Power};
 use crate::reaper::Reaper;
 use crate::rpc::RpcError;
-use crate::{host_facts, shared};
+use crate::{host_facts, network, shared};
 use async_trait::async_trait;
 use lazaret_agent_api::agent::{
-    self, ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateExecRequest, Empty,
-    ListPidsResponse, ProcessRequest, ProcessResponse, ResizeTerminalRequest, SignalProcessRequest,
+    self, ConfigureNetworkRequest, ConfigureRequest, ContainerRequest, CreateContainerRequest,
+    CreateExecRequest, Empty, ListPidsResponse, ProcessRequest, ProcessResponse, ResizeTerminalRequest,
+    SignalProcessRequest, StatsResponse, UpdateContainerRequest, WaitOomRequest, WaitOomResponse,
     WaitProcessResponse,
 };
 use lazaret_agent_api::agent_ttrpc::Agent;
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
+use tokio::sync::OnceCell;
 use ttrpc::asynchronous::TtrpcContext;
 
 type Answer<T> = ttrpc::Result<T>;
@@ -28,11 +31,17 @@ pub(crate) struct AgentService {
     power: Arc<Power>,
     /// What the guest was configured with.
     docker: OnceLock<Option<agent::Docker>>,
+    slots: Arc<OnceCell<Slots>>,
 }
 
 impl AgentService {
-    pub(crate) fn new(containers: Arc<Containers>, reaper: Arc<Reaper>, power: Arc<Power>) -> Self {
-        Self { containers, reaper, power, docker: OnceLock::new() }
+    pub(crate) fn new(
+        containers: Arc<Containers>,
+        reaper: Arc<Reaper>,
+        power: Arc<Power>,
+        slots: Arc<OnceCell<Slots>>,
+    ) -> Self {
+        Self { containers, reaper, power, docker: OnceLock::new(), slots }
     }
 
     fn docker(&self) -> Option<&agent::Docker> {
@@ -60,8 +69,8 @@ impl AgentService {
     }
 }
 
-/// Runs what must not stop half-way.
-async fn to_its_end<T: Send + 'static>(
+/// Runs `work` to its end, also when the client has gone.
+async fn run_to_completion<T: Send + 'static>(
     work: impl Future<Output = Result<T, RpcError>> + Send + 'static,
 ) -> Answer<T> {
     let lost = |error| RpcError::Internal(format!("the agent has failed: {error}"));
@@ -75,13 +84,29 @@ impl Agent for AgentService {
         Ok(Empty::new())
     }
 
+    async fn configure_network(&self, _: &TtrpcContext, request: ConfigureNetworkRequest) -> Answer<Empty> {
+        let cell = self.slots.clone();
+        run_to_completion(async move {
+            network::of_guest(&cell).await?;
+            let configure = move || cell.get().map_or(Ok(()), |slots| network::configure(slots, &request));
+            let configured = tokio::task::spawn_blocking(configure).await;
+            configured.map_err(|error| RpcError::Internal(format!("the agent has failed: {error}")))??;
+            Ok(Empty::new())
+        })
+        .await
+    }
+
     async fn create_container(
         &self,
         _: &TtrpcContext,
         request: CreateContainerRequest,
     ) -> Answer<ProcessResponse> {
-        let (containers, eager) = (self.containers.clone(), self.docker().is_some_and(|docker| docker.eager));
+        let containers = self.containers.clone();
+        let eager = self.docker().is_some_and(|docker| docker.eager) && !request.holds_pod;
+        let slots = self.slots.clone();
         let create = async move {
+            // A container sees the devices that are there.
+            network::of_guest(&slots).await?;
             let id = request.container_id.clone();
             let pid = containers.create(request).await?;
             if eager && let Err(why) = docker::ping().await {
@@ -92,7 +117,7 @@ impl Agent for AgentService {
             }
             Ok(pid)
         };
-        let pid = to_its_end(create).await?;
+        let pid = run_to_completion(create).await?;
         Ok(ProcessResponse { pid: pid.unsigned_abs(), ..Default::default() })
     }
 
@@ -104,14 +129,20 @@ impl Agent for AgentService {
     async fn start_process(&self, _: &TtrpcContext, request: ProcessRequest) -> Answer<ProcessResponse> {
         let containers = self.containers.clone();
         let start = async move { containers.start(&request.container_id, &request.exec_id).await };
-        let pid = to_its_end(start).await?;
+        let pid = run_to_completion(start).await?;
         Ok(ProcessResponse { pid: pid.unsigned_abs(), ..Default::default() })
     }
 
     async fn wait_process(&self, _: &TtrpcContext, request: ProcessRequest) -> Answer<WaitProcessResponse> {
-        let process = self.containers.process(&request.container_id, &request.exec_id)?;
+        let container = self.containers.get(&request.container_id)?;
+        let process = container.process(&request.exec_id)?;
+        let oom_kills = request.exec_id.is_empty().then(|| container.accounts.last_oom_kills());
+        // It may be removed meanwhile.
+        drop(container);
         let exit = process.wait().await;
-        Ok(WaitProcessResponse { exit_status: exit.status, exited_at_ns: exit.at_ns, ..Default::default() })
+        let oom_kills = oom_kills.and_then(|kills| kills.get().copied()).unwrap_or_default();
+        let (exit_status, exited_at_ns) = (exit.status, exit.at_ns);
+        Ok(WaitProcessResponse { exit_status, exited_at_ns, oom_kills, ..Default::default() })
     }
 
     async fn signal_process(&self, _: &TtrpcContext, request: SignalProcessRequest) -> Answer<Empty> {
@@ -129,11 +160,11 @@ impl Agent for AgentService {
 
     async fn delete_process(&self, _: &TtrpcContext, request: ProcessRequest) -> Answer<Empty> {
         let containers = self.containers.clone();
-        to_its_end(async move {
+        run_to_completion(async move {
             // Docker's containers may write to this one's files, which are about to be handed back.
             let deleted = containers.delete(&request.container_id, &request.exec_id, docker::kill()).await;
             if request.exec_id.is_empty() {
-                // Whether or not something of the container is left, its files are the user's.
+                // The files are the user's, so they are written back also when deleting the container failed.
                 let internal =
                     |error| RpcError::Internal(format!("container {}: {error}", request.container_id));
                 let synced = shared::sync().await.map_err(internal);
@@ -152,16 +183,36 @@ impl Agent for AgentService {
         Ok(ListPidsResponse { pids, ..Default::default() })
     }
 
+    async fn get_stats(&self, _: &TtrpcContext, request: ContainerRequest) -> Answer<StatsResponse> {
+        let stats = self.containers.get(&request.container_id)?.accounts.stats();
+        Ok(stats.await?)
+    }
+
+    async fn update_container(&self, _: &TtrpcContext, request: UpdateContainerRequest) -> Answer<Empty> {
+        let containers = self.containers.clone();
+        run_to_completion(async move {
+            containers.update(&request.container_id, &request.resources).await?;
+            Ok(Empty::new())
+        })
+        .await
+    }
+
+    async fn wait_oom(&self, _: &TtrpcContext, request: WaitOomRequest) -> Answer<WaitOomResponse> {
+        let kills = self.containers.get(&request.container_id)?.accounts.more_oom_kills(request.seen);
+        let oom_kills = kills.await?;
+        Ok(WaitOomResponse { oom_kills, ..Default::default() })
+    }
+
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> Answer<Empty> {
         let (containers, power) = (self.containers.clone(), self.power.clone());
         let keep = self.docker().is_some_and(|docker| docker.keep);
-        to_its_end(async move {
+        run_to_completion(async move {
             containers.end().await;
             // The Docker daemon and its containers, too: they may write to the containers' files.
             power::kill_all();
             let kept = if keep { shared::sync_volume().await } else { Ok(()) };
             let synced = shared::sync().await.and(kept);
-            // It ends in any case; that something was not written back, the host should know.
+            // The guest ends in any case. The host is told when something was not written back.
             power.shut_down_after_answer();
             synced.map_err(|error| RpcError::Internal(error.to_string()))?;
             if let Err(errno) = shared::unmount() {

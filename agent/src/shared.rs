@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
 
-/// A host that takes longer to write back has other troubles; the guest's end does not wait for it.
-const DEADLINE: Duration = Duration::from_secs(30);
-/// The same for what the Docker daemon keeps, which may be as much as the guest has memory, on a slow disk.
-const VOLUME_DEADLINE: Duration = Duration::from_secs(120);
+/// How long the host may take to write the shared tree back. The guest's end does not wait longer.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the volume of the Docker daemon may take: it may be as much data as the guest has memory, on a slow disk.
+const VOLUME_SYNC_TIMEOUT: Duration = Duration::from_secs(120);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SharedError {
@@ -30,21 +30,21 @@ pub(crate) enum SharedError {
 /// [`SharedError`].
 pub(crate) async fn sync() -> Result<(), SharedError> {
     let sync = spawn_blocking(|| Ok(nix::unistd::syncfs(File::open(SHARED_ROOT)?)?));
-    timeout(DEADLINE, sync)
+    timeout(SYNC_TIMEOUT, sync)
         .await
-        .map_err(|_| SharedError::Deadline { what: SHARED_ROOT, limit: DEADLINE })??
+        .map_err(|_| SharedError::Deadline { what: SHARED_ROOT, limit: SYNC_TIMEOUT })??
 }
 
-/// Writes back what is mounted elsewhere: the volume of the Docker daemon.
+/// Writes the volume of the Docker daemon back, which is mounted in dockerd's mount namespace.
 ///
 /// # Errors
 /// [`SharedError`].
 pub(crate) async fn sync_volume() -> Result<(), SharedError> {
-    let late = |_| SharedError::Deadline { what: "the Docker daemon's volume", limit: VOLUME_DEADLINE };
-    Ok(timeout(VOLUME_DEADLINE, spawn_blocking(nix::unistd::sync)).await.map_err(late)??)
+    let late = |_| SharedError::Deadline { what: "the Docker daemon's volume", limit: VOLUME_SYNC_TIMEOUT };
+    Ok(timeout(VOLUME_SYNC_TIMEOUT, spawn_blocking(nix::unistd::sync)).await.map_err(late)??)
 }
 
-/// Lets go of it. What still uses it, if anything does, keeps it.
+/// Unmounts the shared tree. A process that still uses the tree keeps it.
 ///
 /// # Errors
 /// Of umount2(2).

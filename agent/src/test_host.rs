@@ -5,14 +5,15 @@ use crate::container::Containers;
 use crate::container::test_support::processes;
 use crate::crun::Crun;
 use crate::link::Link;
+use crate::network::Slots;
 use crate::power::Power;
 use crate::reaper::Reaper;
 use crate::service::AgentService;
 use crate::stdio;
 use lazaret_agent_api::agent::stream_header::Kind;
 use lazaret_agent_api::agent::{
-    CreateContainerRequest, CreateExecRequest, ProcessRequest, SignalProcessRequest, Stdio, StreamHeader,
-    WaitProcessResponse,
+    ContainerRequest, CreateContainerRequest, CreateExecRequest, ProcessRequest, SignalProcessRequest,
+    StatsResponse, Stdio, StreamHeader, UpdateContainerRequest, WaitOomRequest, WaitProcessResponse,
 };
 use lazaret_agent_api::{Ack, agent_ttrpc, encode_header};
 use serde_json::{Value, json};
@@ -21,7 +22,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex};
-use tokio::sync::MutexGuard;
+use tokio::sync::{MutexGuard, OnceCell};
 use tokio::time::timeout;
 use ttrpc::Code;
 use ttrpc::asynchronous::transport::{Listener, Socket};
@@ -83,7 +84,9 @@ pub(super) async fn host(test: &str) -> Option<Host> {
     let containers = Arc::new(Containers::at(dir.path().join("bundles"), crun));
     let (ours, theirs) = duplex(1 << 16);
     let power = Arc::new(Power::default());
-    let service = AgentService::new(containers.clone(), reaper, power.clone());
+    // The machine keeps its devices.
+    let slots = Arc::new(OnceCell::new_with(Some(Slots::none())));
+    let service = AgentService::new(containers.clone(), reaper, power.clone(), slots);
     let link = Link::new(theirs, power);
     let mut server = Server::new()
         .add_listener(Listener::new(futures::stream::iter([Ok(link)])))
@@ -136,6 +139,15 @@ pub(super) fn process(args: &[&str]) -> Value {
     json!({ "args": args, "cwd": "/", "env": ["PATH=/bin"], "user": { "uid": 0, "gid": 0 } })
 }
 
+fn create_request(id: &str, spec: &Value) -> CreateContainerRequest {
+    CreateContainerRequest {
+        container_id: id.into(),
+        spec: spec.to_string().into_bytes(),
+        stdio: Some(all()).into(),
+        ..Default::default()
+    }
+}
+
 impl Host {
     pub(super) fn spec(&self, process: Value) -> Value {
         json!({
@@ -152,12 +164,26 @@ impl Host {
     }
 
     pub(super) async fn create(&self, id: &str, spec: &Value) -> ttrpc::Result<u32> {
-        let request = CreateContainerRequest {
-            container_id: id.into(),
-            spec: spec.to_string().into_bytes(),
-            stdio: Some(all()).into(),
-            ..Default::default()
-        };
+        self.create_member(id, spec, &[]).await
+    }
+
+    /// A container that has namespaces of others: their types, and whose.
+    pub(super) async fn create_member(
+        &self,
+        id: &str,
+        spec: &Value,
+        joins: &[(&str, &str)],
+    ) -> ttrpc::Result<u32> {
+        let joins = joins.iter().map(|(kind, of)| ((*kind).to_owned(), (*of).to_owned())).collect();
+        self.create_by(CreateContainerRequest { joins, ..create_request(id, spec) }).await
+    }
+
+    /// A container that only holds its pod.
+    pub(super) async fn create_holder(&self, id: &str, spec: &Value) -> ttrpc::Result<u32> {
+        self.create_by(CreateContainerRequest { holds_pod: true, ..create_request(id, spec) }).await
+    }
+
+    async fn create_by(&self, request: CreateContainerRequest) -> ttrpc::Result<u32> {
         Ok(self.agent.create_container(within(), &request).await?.pid)
     }
 
@@ -193,6 +219,22 @@ impl Host {
             ..Default::default()
         };
         self.agent.signal_process(within(), &request).await.map(drop)
+    }
+
+    pub(super) async fn stats(&self, id: &str) -> ttrpc::Result<StatsResponse> {
+        let request = ContainerRequest { container_id: id.into(), ..Default::default() };
+        self.agent.get_stats(within(), &request).await
+    }
+
+    pub(super) async fn update(&self, id: &str, resources: &Value) -> ttrpc::Result<()> {
+        let resources = resources.to_string().into_bytes();
+        let request = UpdateContainerRequest { container_id: id.into(), resources, ..Default::default() };
+        self.agent.update_container(within(), &request).await.map(drop)
+    }
+
+    pub(super) async fn wait_oom(&self, id: &str, seen: u64) -> ttrpc::Result<u64> {
+        let request = WaitOomRequest { container_id: id.into(), seen, ..Default::default() };
+        Ok(self.agent.wait_oom(within(), &request).await?.oom_kills)
     }
 
     pub(super) async fn attach(&self, id: &str, exec_id: &str, kind: Kind) -> DuplexStream {

@@ -51,6 +51,33 @@ instance() {
     echo "$dir"
 }
 
+# How often a host is booted before its script gives up, and how long one boot may take: an idle machine needs some 10 s.
+boots_each=3
+boot_seconds=${LAZARET_HOST_BOOT_SECONDS:-180}
+# What a kernel says that will not come up: under the emulator a processor's timer can fail to ring.
+stall="timer wakeup didn't happen|self-detected stall|detected stalls|blocked for more than|soft lockup|Kernel panic"
+
+# launch_qemu: a part of boot, whose variables it uses. Starts QEMU and sets `answer`: "ready", or why it is not.
+launch_qemu() {
+    local began=$SECONDS
+    for _ in 1 2 3 4 5; do
+        rm -f "$dir/ready" "$dir/console.log"
+        mkfifo "$dir/ready"
+        : >"$dir/console.log"
+        # Nobody hands out free ports: take one, and another one if it was taken.
+        port=$((20000 + RANDOM % 12000))
+        "${launch[@]}" "${qemu[@]}" -netdev "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:$port-:22" \
+            -device virtio-net-pci,netdev=net,romfile= </dev/null >"$dir/ready" 2>"$dir/qemu.log" &
+        echo $! >"$dir/pid"
+        # One line comes: the guest's, the watcher's of the console, or none within the time; the end of the file is QEMU's end.
+        tail -n +1 -s 0.5 -f --pid=$! "$dir/console.log" > >(grep -m1 -oE "$stall" >"$dir/ready") &
+        answer=''
+        read -r -t "$boot_seconds" answer <"$dir/ready" || answer="no answer after $((SECONDS - began)) s"
+        kill $! 2>/dev/null || true
+        grep -q 'host forwarding' "$dir/qemu.log" || return 0
+    done
+}
+
 # boot DIR IMAGE SHARE PERSISTENCE OPTIONS…: boots IMAGE with its files in DIR, and returns when it is ready.
 # SHARE: a folder for /mnt/share, or nothing. PERSISTENCE: snapshot (the disk is left as it was) or write.
 # OPTIONS are words for guest/init. QEMU goes when the calling script goes, unless host_stays is set.
@@ -69,12 +96,15 @@ boot() {
     local drive=(file="$image/disk.img" if=none id=root format=raw cache=unsafe discard=unmap)
     [ "$persistence" = write ] || drive+=(snapshot=on)
     # One processor more than asked for: nothing but the kernel's own work runs on the first (see guest/init).
+    # Without erms, fsrm, fsrs and fzrm: a kernel that has them clears and copies pages byte by byte, a step of the emulator each.
     # shellcheck disable=SC2054 # the commas are QEMU's
     local qemu=("$image/qemu/ld-linux-x86-64.so.2" --library-path "$image/qemu" "$image/qemu/qemu-system-x86_64" -L "$image/qemu"
         -nodefaults -no-user-config -display none -no-reboot
-        -M q35 -accel "tcg,thread=multi,tb-size=${LAZARET_HOST_TB:-1024}" -cpu max,+svm,+npt
+        -M q35 -accel "tcg,thread=multi,tb-size=${LAZARET_HOST_TB:-1024}"
+        -cpu "${LAZARET_HOST_CPU:-max,+svm,+npt,-erms,-fsrm,-fsrs,-fzrm}"
         -smp "$((${LAZARET_HOST_CPUS:-2} + 1))" -m "${LAZARET_HOST_MEMORY:-6144}"
-        -kernel "$image/vmlinux" -initrd "$image/initrd" -append 'console=ttyS0 quiet panic=-1 oops=panic mitigations=off'
+        -kernel "$image/vmlinux" -initrd "$image/initrd"
+        -append "console=ttyS0 quiet panic=-1 oops=panic mitigations=off ${LAZARET_HOST_CMDLINE-}"
         -serial "file:$dir/console.log" -chardev stdio,id=ready,signal=off -serial chardev:ready
         -device virtio-rng-pci
         -drive "$(IFS=,; echo "${drive[*]}")" -device virtio-blk-pci,drive=root
@@ -86,25 +116,15 @@ boot() {
     local launch=(setpriv --pdeathsig KILL)
     [ -z "${host_stays-}" ] || launch=(setsid)
 
-    local port word
-    rm -f "$dir/ready"
-    mkfifo "$dir/ready"
-    for _ in 1 2 3 4 5; do
-        # Nobody hands out free ports: take one, and another one if it was taken.
-        port=$((20000 + RANDOM % 12000))
-        "${launch[@]}" "${qemu[@]}" -netdev "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:$port-:22" \
-            -device virtio-net-pci,netdev=net,romfile= </dev/null >"$dir/ready" 2>"$dir/qemu.log" &
-        echo $! >"$dir/pid"
-        word=
-        # The guest writes one line, or QEMU goes and this is the end of the file.
-        read -r -t "${LAZARET_HOST_BOOT_SECONDS:-400}" word <"$dir/ready" || true
-        grep -q 'host forwarding' "$dir/qemu.log" || break
+    local try port answer=''
+    for try in $(seq $boots_each); do
+        launch_qemu
+        [ "$answer" != ready ] || break
+        [ "$try" != $boots_each ] || tail -n 15 "$dir/console.log" "$dir/qemu.log" >&2 || true
+        stop_qemu "$dir"
+        [ "$try" != $boots_each ] || die "it did not boot, $try times ($answer); above are the last lines of its console and of QEMU"
+        echo "test host: boot $try did not come to its end ($answer); booting anew" >&2
     done
-    if [ "$word" != ready ]; then
-        tail -n 15 "$dir/console.log" "$dir/qemu.log" >&2 || true
-        stop "$dir"
-        die "it did not boot (${word:-no answer}); above are the last lines of its console and of QEMU"
-    fi
 
     echo "[127.0.0.1]:$port $(cut -d' ' -f1,2 "$dir/key.pub")" >"$dir/known_hosts"
     cat >"$dir/ssh_config" <<-EOF
@@ -130,15 +150,19 @@ boot() {
         { cat "$dir/ssh.log" >&2; stop "$dir"; die "it booted, but does not let ssh in"; }
 }
 
+# stop_qemu DIR: ends the instance's QEMU, if it runs. It is killed: nothing it could still write is wanted.
+stop_qemu() {
+    local pid
+    alive "$1" || return 0
+    pid=$(cat "$1/pid")
+    kill -KILL "$pid" 2>/dev/null || true
+    wait "$pid" 2>/dev/null || tail --pid="$pid" -s 0.1 -f /dev/null
+}
+
 # stop DIR: ends the instance; nothing it wrote to its disk is kept
 stop() {
-    local pid
+    stop_qemu "$1"
     [ ! -S "$1/ssh" ] || ssh -F "$1/ssh_config" -O exit host 2>/dev/null || true
-    if alive "$1"; then
-        pid=$(cat "$1/pid")
-        kill "$pid" 2>/dev/null || true
-        tail --pid="$pid" -s 0.1 -f /dev/null
-    fi
     rm -f "$1/pid" "$1/ready" "$1/key"
 }
 
@@ -150,7 +174,9 @@ run_in() {
     if [ $# -eq 0 ]; then line='exec bash -l'; fi
     if [ -t 0 ] && [ -t 1 ]; then terminal=-t; fi
     # With a last line of its own the shell lives to say 128+n for a signal, which ssh could not.
-    ssh -F "$dir/ssh_config" $terminal host "$line"$'\n''exit $?' || status=$?
+    # In the background, for bash runs a trap during `wait`, but not while a command is in the foreground.
+    ssh -F "$dir/ssh_config" $terminal host "$line"$'\n''exit $?' <&0 &
+    wait $! || status=$?
     if [ $status = 255 ] && ! alive "$dir"; then
         tail -n 60 "$dir/console.log" >&2
         echo "test host: it went away under the command; above are the last lines of its console" >&2

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// How long a command may take. An emulated host is slow, and a hang is told from slowness by minutes.
-pub const DEADLINE: Duration = Duration::from_secs(120);
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A command that has ended.
 pub struct Finished {
@@ -92,8 +92,8 @@ pub fn start(mut command: Command) -> Running {
     let stderr = collect(child.stderr.take().expect("piped"));
     let pid = Pid::from_raw(child.id().try_into().expect("a pid fits"));
     let stdin = child.stdin.take();
-    let (tell, status) = mpsc::channel();
-    thread::spawn(move || tell.send(child.wait().expect("our own child")));
+    let (sender, status) = mpsc::channel();
+    thread::spawn(move || sender.send(child.wait().expect("our own child")));
     Running { pid, stdin, command: name, stdout, stderr, status, done: false }
 }
 
@@ -149,7 +149,12 @@ impl Running {
     /// Waits until `text` has come on stdout.
     #[track_caller]
     pub fn wait_for(&self, text: &str) {
-        let found = wait_until(&self.stdout, Instant::now() + DEADLINE, |output| {
+        self.wait_for_within(text, COMMAND_TIMEOUT);
+    }
+
+    #[track_caller]
+    pub fn wait_for_within(&self, text: &str, limit: Duration) {
+        let found = wait_until(&self.stdout, Instant::now() + limit, |output| {
             output.bytes.windows(text.len()).any(|window| window == text.as_bytes())
         });
         assert!(
@@ -183,7 +188,7 @@ impl Running {
     /// Waits for its end and for the end of its output.
     #[track_caller]
     pub fn finish(self) -> Finished {
-        self.finish_within(DEADLINE)
+        self.finish_within(COMMAND_TIMEOUT)
     }
 
     #[track_caller]

@@ -19,21 +19,21 @@ pub struct Container {
     image: Option<&'static str>,
     flags: Vec<String>,
     address: Option<String>,
-    stays: AtomicBool,
+    needs_removal: AtomicBool,
 }
 
 impl Container {
-    /// A busybox under the runtime under test; `promise` makes its id readable.
-    pub fn new(promise: &str) -> Self {
+    /// A busybox under the runtime under test; `purpose` is the start of its id.
+    pub fn new(purpose: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         Self {
-            id: format!("{promise}-{}-{number}", std::process::id()),
+            id: format!("{purpose}-{}-{number}", std::process::id()),
             runtime: runtime(),
             image: Some(BUSYBOX),
             flags: Vec::new(),
             address: None,
-            stays: AtomicBool::new(false),
+            needs_removal: AtomicBool::new(false),
         }
     }
 
@@ -78,7 +78,7 @@ impl Container {
     /// `ctr run`, ready to be started: `how` is `--rm` or `--detach`.
     pub fn run_command(&self, how: &[&str], args: &[&str]) -> Command {
         if !how.contains(&"--rm") {
-            self.stays.store(true, Ordering::Relaxed);
+            self.needs_removal.store(true, Ordering::Relaxed);
         }
         let mut command = self.ctr(&["run"]);
         command.args(how).args(["--runtime", &self.runtime]).args(&self.flags);
@@ -153,9 +153,9 @@ impl Container {
     pub fn status(&self) -> Option<(u32, String)> {
         let list = command::run(self.ctr(&["task", "ls"])).success().out();
         let line = list.lines().find(|line| line.split_whitespace().next() == Some(&self.id))?;
-        let mut words = line.split_whitespace().skip(1);
-        let pid = words.next().and_then(|word| word.parse().ok()).expect("ctr task ls gives a pid");
-        Some((pid, words.next().expect("ctr task ls gives a status").to_owned()))
+        let mut fields = line.split_whitespace().skip(1);
+        let pid = fields.next().and_then(|field| field.parse().ok()).expect("ctr task ls gives a pid");
+        Some((pid, fields.next().expect("ctr task ls gives a status").to_owned()))
     }
 
     /// Waits until the task has this status.
@@ -169,12 +169,12 @@ impl Container {
 
     /// Kills and removes it. A test that ends without calling this has it done for it.
     pub fn remove(&self) {
-        if self.stays.swap(false, Ordering::Relaxed) {
-            self.force_away();
+        if self.needs_removal.swap(false, Ordering::Relaxed) {
+            self.remove_by_force();
         }
     }
 
-    fn force_away(&self) {
+    fn remove_by_force(&self) {
         for args in [["task", "delete", "--force"], ["container", "delete", "--"]] {
             let mut command = self.ctr(&args);
             command.arg(&self.id);
@@ -187,7 +187,7 @@ impl Container {
 impl Drop for Container {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.force_away();
+            self.remove_by_force();
         } else {
             self.remove();
             leftovers::assert_gone(&self.id);

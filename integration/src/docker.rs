@@ -8,7 +8,7 @@ use crate::command::{self, Finished};
 use crate::container::{Container, DEBIAN};
 
 /// How long a handful of docker commands may take: in an emulated guest each takes seconds.
-pub const DEADLINE: Duration = Duration::from_secs(400);
+pub const DOCKER_TIMEOUT: Duration = Duration::from_secs(400);
 
 /// A Debian with the host's docker CLI and its plugins, which need a C library only, and the test images at `/images`.
 pub fn client(promise: &str) -> Container {
@@ -25,7 +25,7 @@ pub fn client(promise: &str) -> Container {
 /// Runs a script in a client's container, to its end or to the first command that fails.
 #[track_caller]
 pub fn sh(client: &Container, script: &str) -> Finished {
-    command::start(client.exec_command(&[], &["bash", "-ec", script])).finish_within(DEADLINE)
+    command::start(client.exec_command(&[], &["bash", "-ec", script])).finish_within(DOCKER_TIMEOUT)
 }
 
 /// Gives the daemon the image `busybox`.

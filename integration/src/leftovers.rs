@@ -3,11 +3,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::container::Container;
+
 /// How long clean-up may take after the client was told that the container is gone.
-const GRACE: Duration = Duration::from_secs(30);
+const CLEANUP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where runtimes and containerd keep what belongs to one running container.
 const STATE: [&str; 5] = [
@@ -24,9 +27,9 @@ const CLIENTS: &str = "/run/containerd/fifo";
 /// Asks again until `check` passes. Nothing announces that the last trace of something is gone, so this does poll.
 #[track_caller]
 pub fn eventually(check: impl Fn() -> Result<(), String>) {
-    let deadline = Instant::now() + GRACE;
+    let deadline = Instant::now() + CLEANUP_TIMEOUT;
     while let Err(problem) = check() {
-        assert!(Instant::now() < deadline, "after {GRACE:?}: {problem}");
+        assert!(Instant::now() < deadline, "after {CLEANUP_TIMEOUT:?}: {problem}");
         thread::sleep(Duration::from_millis(100));
     }
 }
@@ -96,6 +99,9 @@ pub struct Snapshot(BTreeSet<String>);
 
 impl Snapshot {
     pub fn take() -> Self {
+        // containerd makes directories of its own with its first container.
+        static FIRST: Once = Once::new();
+        FIRST.call_once(|| _ = Container::new("first").run(&["true"]));
         let mut all = BTreeSet::new();
         for process in processes() {
             // Kernel threads have no command line, and come and go as they like.

@@ -13,12 +13,18 @@ pub mod command;
 pub mod container;
 pub mod containerd;
 pub mod docker;
+pub mod dockerd;
+pub mod faults;
+pub mod host;
 pub mod leftovers;
+pub mod namespace;
 pub mod probe;
+pub mod shared;
 pub mod spec;
 pub mod terminal;
+pub mod traffic;
 
-use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+pub use host::{alone, beside_few, beside_others, next_beside_few};
 
 /// The runtime that lazaret is compared with.
 pub const RUNC: &str = "io.containerd.runc.v2";
@@ -36,17 +42,4 @@ pub fn is_lazaret() -> bool {
         eprintln!("not for {}: skipped", runtime());
     }
     yes
-}
-
-static HOST: RwLock<()> = RwLock::new(());
-
-/// Held by every test that can run beside others.
-pub fn beside_others() -> RwLockReadGuard<'static, ()> {
-    // A test that failed while it held the lock has not broken anything the lock protects.
-    HOST.read().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-/// Held by a test that looks at, or changes, something of the whole host.
-pub fn alone() -> RwLockWriteGuard<'static, ()> {
-    HOST.write().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

@@ -14,7 +14,7 @@ use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::command::DEADLINE;
+use crate::command::COMMAND_TIMEOUT;
 
 nix::ioctl_write_ptr_bad!(set_size, libc::TIOCSWINSZ, Winsize);
 
@@ -52,12 +52,12 @@ impl Terminal {
         drop(pty.slave);
         let keyboard = File::from(pty.master);
         let mut master = keyboard.try_clone().expect("a descriptor");
-        let (tell, screen) = mpsc::channel();
+        let (sender, screen) = mpsc::channel();
         thread::spawn(move || {
             let mut buffer = [0; 4096];
             // A terminal whose last user has left reads as an error (EIO): that is its end.
             while let Ok(count) = master.read(&mut buffer) {
-                if count == 0 || tell.send(buffer[..count].to_vec()).is_err() {
+                if count == 0 || sender.send(buffer[..count].to_vec()).is_err() {
                     return;
                 }
             }
@@ -80,7 +80,7 @@ impl Terminal {
     /// Waits until `text` is on the screen, after what was waited for before.
     #[track_caller]
     pub fn wait_for(&mut self, text: &str) {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + COMMAND_TIMEOUT;
         loop {
             if let Some(at) = self.seen.find(text) {
                 self.seen.drain(..at + text.len());
@@ -97,17 +97,17 @@ impl Terminal {
     #[track_caller]
     pub fn finish(mut self) -> i32 {
         let pid = Pid::from_raw(self.child.id().try_into().expect("a pid fits"));
-        let (tell, ended) = mpsc::channel::<()>();
+        let (sender, ended) = mpsc::channel::<()>();
         let watchdog = thread::spawn(move || {
-            let late = ended.recv_timeout(DEADLINE) == Err(mpsc::RecvTimeoutError::Timeout);
+            let late = ended.recv_timeout(COMMAND_TIMEOUT) == Err(mpsc::RecvTimeoutError::Timeout);
             if late {
                 let _ = kill(pid, Signal::SIGKILL);
             }
             late
         });
         let status = self.child.wait().expect("our own child");
-        drop(tell);
-        assert!(!watchdog.join().expect("it does not panic"), "it still ran after {DEADLINE:?}");
+        drop(sender);
+        assert!(!watchdog.join().expect("it does not panic"), "it still ran after {COMMAND_TIMEOUT:?}");
         status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
     }
 }

@@ -1,5 +1,6 @@
 //! The command line containerd calls the shim with: Go's `flag` style, one dash, all flags before the action.
 
+use lazaret_agent_api::{InvalidIdentifier, check_identifier};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -44,14 +45,9 @@ pub enum ArgsError {
     NoAction,
     #[error("unknown action {0:?}; expected start or delete")]
     UnknownAction(String),
-    #[error(
-        "flag -{flag}: {value:?} is not a name: letters, digits, and . _ - between them, at most {MAX_NAME}"
-    )]
-    BadName { flag: &'static str, value: String },
+    #[error("flag -{flag}: {source}")]
+    BadIdentifier { flag: &'static str, source: InvalidIdentifier },
 }
-
-/// The longest id or namespace; containerd's own limit is 76, room is left for what calls itself containerd.
-const MAX_NAME: usize = 128;
 
 impl Args {
     /// Reads the arguments that follow the binary's name.
@@ -68,12 +64,15 @@ impl Args {
             bundle: None,
             debug: false,
         };
-        let mut words = arguments.into_iter().map(|word| word.into_string().map_err(ArgsError::NotUtf8));
+        let mut arguments =
+            arguments.into_iter().map(|argument| argument.into_string().map_err(ArgsError::NotUtf8));
         let (mut version, mut info) = (false, false);
         let action = loop {
-            let Some(word) = words.next().transpose()? else { break None };
+            let Some(argument) = arguments.next().transpose()? else { break None };
             // Go's parser stops at the first word that is no flag; what follows the action is not the shim's.
-            let Some(flag) = word.strip_prefix('-').filter(|flag| !flag.is_empty()) else { break Some(word) };
+            let Some(flag) = argument.strip_prefix('-').filter(|flag| !flag.is_empty()) else {
+                break Some(argument);
+            };
             let flag = flag.strip_prefix('-').unwrap_or(flag);
             let (name, inline) = match flag.split_once('=') {
                 Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
@@ -91,11 +90,11 @@ impl Args {
             }
             let known = ["namespace", "id", "address", "publish-binary", "bundle", "socket", "debug-socket"];
             if !known.contains(&name.as_str()) {
-                return Err(ArgsError::UnknownFlag(word));
+                return Err(ArgsError::UnknownFlag(argument));
             }
             let value = match inline {
                 Some(value) => value,
-                None => words.next().transpose()?.ok_or_else(|| ArgsError::MissingValue(name.clone()))?,
+                None => arguments.next().transpose()?.ok_or_else(|| ArgsError::MissingValue(name.clone()))?,
             };
             match name.as_str() {
                 "namespace" => args.namespace = value,
@@ -116,8 +115,8 @@ impl Args {
             (.., Some(other)) => return Err(ArgsError::UnknownAction(other.into())),
         };
         if args.action != Action::Info {
-            check_name("id", &args.id)?;
-            check_name("namespace", &args.namespace)?;
+            check_flag("id", &args.id)?;
+            check_flag("namespace", &args.namespace)?;
         }
         Ok(args)
     }
@@ -131,14 +130,9 @@ fn parse_bool(flag: &str, value: Option<&str>) -> Result<bool, ArgsError> {
     }
 }
 
-/// Names become directories, so they are held to containerd's own rule for identifiers.
-fn check_name(flag: &'static str, value: &str) -> Result<(), ArgsError> {
-    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-    let good = value.len() <= MAX_NAME
-        && edge(value.chars().next())
-        && edge(value.chars().next_back())
-        && value.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
-    if good { Ok(()) } else { Err(ArgsError::BadName { flag, value: value.into() }) }
+/// Both values become names of directories.
+fn check_flag(flag: &'static str, value: &str) -> Result<(), ArgsError> {
+    check_identifier(value).map_err(|source| ArgsError::BadIdentifier { flag, source })
 }
 
 #[cfg(test)]

@@ -44,9 +44,19 @@ fn a_wrong_line_is_told_what_is_wrong() {
 }
 
 #[test]
-fn a_name_that_would_leave_its_directory_is_refused() {
-    for id in ["..", "a/b", "", ".a", "a-", "a b"] {
-        let words = ["-namespace", "n", "-id", id, "start"].map(OsString::from);
-        assert!(matches!(Args::parse(words), Err(ArgsError::BadName { flag: "id", .. })), "{id:?}");
+fn an_id_or_namespace_that_is_no_identifier_is_refused() {
+    let too_long = "x".repeat(77);
+    for bad in ["..", "a/b", "", ".a", "a-", "a b", &too_long] {
+        let id = ["-namespace", "n", "-id", bad, "start"].map(OsString::from);
+        assert!(matches!(Args::parse(id), Err(ArgsError::BadIdentifier { flag: "id", .. })), "{bad:?}");
+        let namespace = ["-namespace", bad, "-id", "c", "delete"].map(OsString::from);
+        let refused = Args::parse(namespace);
+        assert!(matches!(refused, Err(ArgsError::BadIdentifier { flag: "namespace", .. })), "{bad:?}");
     }
+}
+
+#[test]
+fn the_longest_id_containerd_has_is_accepted() {
+    let id = "x".repeat(76);
+    assert_eq!(parse(&format!("-namespace n -id {id} start")).unwrap().id, id);
 }

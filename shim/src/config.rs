@@ -27,10 +27,32 @@ pub struct Config {
     pub memory_mib: u64,
     pub boot_timeout_s: u64,
     pub kernel_args: String,
+    pub anti_spoofing: bool,
+    pub network: NetworkDefault,
+    pub host_network: NetworkDefault,
+}
+
+/// The network of a sandbox that would have none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkDefault {
+    /// The loopback interface alone.
+    None,
+    /// A user-mode network, by pasta.
+    User,
+}
+
+impl NetworkDefault {
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::User => "user",
+        }
+    }
 }
 
 /// Every key with its meaning, in the order of the struct; a test holds the two together.
-const KEYS: [(&str, &str); 10] = [
+const KEYS: [(&str, &str); 13] = [
     ("kernel", "The guest's kernel, an uncompressed vmlinux."),
     ("base_image", "The guest's root file system, read only and shared by all guests."),
     ("docker_image", "The image of the guest's private Docker daemon, read only and shared by all guests."),
@@ -53,6 +75,21 @@ const KEYS: [(&str, &str); 10] = [
     ),
     ("boot_timeout_s", "How long a guest may take until its agent answers, in seconds."),
     ("kernel_args", "Words added to the guest kernel's command line."),
+    (
+        "anti_spoofing",
+        "Whether a guest can send only under the MAC and IP addresses of its network interfaces. \
+         Turn it off for containers that route or bridge.",
+    ),
+    (
+        "network",
+        "What a sandbox has whose network namespace holds no interface at its start, without an io.lazaret.net annotation: \
+         \"none\", the loopback interface alone, or \"user\", a user-mode network by pasta. \
+         `docker run --network none` has such a namespace, too.",
+    ),
+    (
+        "host_network",
+        "The same where the spec asks for the host's network (--net-host, hostNetwork), which a sandbox never gets.",
+    ),
 ];
 
 impl Default for Config {
@@ -68,6 +105,9 @@ impl Default for Config {
             memory_mib: 1024,
             boot_timeout_s: 60,
             kernel_args: String::new(),
+            anti_spoofing: true,
+            network: NetworkDefault::None,
+            host_network: NetworkDefault::None,
         }
     }
 }
@@ -140,7 +180,10 @@ impl Config {
                     "vcpus" => self.vcpus.to_string(),
                     "memory_mib" => self.memory_mib.to_string(),
                     "boot_timeout_s" => self.boot_timeout_s.to_string(),
-                    _ => format!("{:?}", self.kernel_args),
+                    "kernel_args" => format!("{:?}", self.kernel_args),
+                    "anti_spoofing" => self.anti_spoofing.to_string(),
+                    "network" => format!("{:?}", self.network.name()),
+                    _ => format!("{:?}", self.host_network.name()),
                 };
                 format!("# {meaning}\n{key} = {value}\n")
             })

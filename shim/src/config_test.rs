@@ -11,7 +11,12 @@ fn an_empty_file_is_the_default() {
 
 #[test]
 fn what_describe_prints_is_what_it_describes() {
-    let config = Config { vcpus: 3, kernel_args: "a=\"b\"".into(), ..Config::default() };
+    let config = Config {
+        vcpus: 3,
+        kernel_args: "a=\"b\"".into(),
+        host_network: NetworkDefault::User,
+        ..Config::default()
+    };
     let read = parse(&config.describe()).unwrap();
     assert_eq!(read, config);
     let keys = config.describe().lines().filter(|line| !line.starts_with('#') && !line.is_empty()).count();
@@ -28,6 +33,12 @@ fn an_unknown_key_is_refused_with_its_line() {
 #[test]
 fn zero_is_refused_by_name() {
     assert_eq!(parse("memory_mib = 0").unwrap_err(), "/c.toml: memory_mib must not be 0");
+}
+
+#[test]
+fn a_network_that_nobody_knows_is_refused_with_those_there_are() {
+    let error = parse("network = \"host\"").unwrap_err();
+    assert_eq!(error, "/c.toml: line 1: unknown variant `host`, expected `none` or `user`");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::args::Args;
 use crate::events::timestamp;
-use crate::sandbox::cgroup;
+use crate::sandbox::{cgroup, membership};
 use crate::state::{Record, STATE_ROOT, StateDir};
 use crate::{sandbox::Spec, socket};
 use containerd_shim_protos::api::DeleteResponse;
@@ -26,7 +26,7 @@ const KILLED: u32 = 137;
 /// The encoder's.
 pub fn run(args: &Args) -> Result<Vec<u8>, protobuf::Error> {
     let bundle = args.bundle.clone().or_else(|| std::env::current_dir().ok()).unwrap_or_default();
-    let own = Spec::load(&bundle).is_ok_and(|spec| spec.sandbox_id(&args.id) == args.id);
+    let own = is_own(&bundle, &args.id);
     let state = StateDir::new(Path::new(STATE_ROOT), &args.namespace, &args.id);
     let mut pid = 0;
     // A bundle without a spec is one whose start failed, or a sandbox whose bundle is going: the state tells.
@@ -48,6 +48,11 @@ pub fn run(args: &Args) -> Result<Vec<u8>, protobuf::Error> {
     .write_to_bytes()
 }
 
+/// Whether the bundle is that of a sandbox's own container, as far as its spec tells.
+fn is_own(bundle: &Path, id: &str) -> bool {
+    Spec::load(bundle).is_ok_and(|spec| membership::sandbox_id(&spec, id).is_ok_and(|sandbox| sandbox == id))
+}
+
 /// Kills the recorded processes, and no others, and removes what they leave.
 pub fn clean(state: &StateDir, record: &Record) {
     if let Some(shim) = record.shim.filter(|_| record.ending) {
@@ -60,8 +65,14 @@ pub fn clean(state: &StateDir, record: &Record) {
             eprintln!("lazaret: cannot kill process {}: {error}", process.pid);
         }
     }
+    if record.shared {
+        cgroup::wait_empty(&record.cgroups);
+    }
     if record.socket != PathBuf::new() {
         let _ = std::fs::remove_file(&record.socket);
+    }
+    if let Err(error) = crate::network::undo(&state.network()) {
+        eprintln!("lazaret: {error}");
     }
     remove_traces(state, record);
 }
@@ -73,3 +84,7 @@ pub fn remove_traces(state: &StateDir, record: &Record) {
         log::warn!("{} stays: {error}", state.path().display());
     }
 }
+
+#[cfg(test)]
+#[path = "delete_test.rs"]
+mod tests;

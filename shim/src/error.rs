@@ -59,8 +59,8 @@ impl Error {
 
 /// What a guest says is shown on terminals and kept in logs: one line of printable characters, not endless.
 fn one_line(message: &str) -> String {
-    const MOST: usize = 1024;
-    message.chars().take(MOST).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    const MAX_MESSAGE_CHARS: usize = 1024;
+    message.chars().take(MAX_MESSAGE_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 impl From<Error> for ttrpc::Error {

@@ -21,11 +21,11 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::task::JoinHandle;
 
 /// Events kept while containerd is away, as many as Go's shims keep.
-const QUEUE: usize = 2048;
+const MAX_QUEUED_EVENTS: usize = 2048;
 /// How long containerd may take for one event.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pauses between attempts grow from the first to the second.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const RETRY_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// An event of a task.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +34,9 @@ pub(crate) enum Event {
     Start(event::TaskStart),
     ExecAdded(event::TaskExecAdded),
     ExecStarted(event::TaskExecStarted),
+    Oom(event::TaskOOM),
+    Paused(event::TaskPaused),
+    Resumed(event::TaskResumed),
     Exit(event::TaskExit),
     Delete(event::TaskDelete),
 }
@@ -55,7 +58,7 @@ pub(crate) struct Sender {
 /// Starts the sender of events to `address`, containerd's ttrpc socket. An empty address means that nobody listens.
 #[must_use]
 pub(crate) fn start(address: String, namespace: String) -> (Publisher, Sender) {
-    let (queue, events) = mpsc::channel(QUEUE);
+    let (queue, events) = mpsc::channel(MAX_QUEUED_EVENTS);
     let last = Arc::new(Notify::new());
     let task = tokio::spawn(send_all(address, events, last.clone()));
     (Publisher { namespace, queue }, Sender { task, last })
@@ -65,12 +68,18 @@ pub(crate) fn start(address: String, namespace: String) -> (Publisher, Sender) {
 impl Publisher {
     /// A publisher whose events come out here.
     pub(crate) fn capture() -> (Self, mpsc::Receiver<Envelope>) {
-        let (queue, events) = mpsc::channel(QUEUE);
+        let (queue, events) = mpsc::channel(MAX_QUEUED_EVENTS);
         (Self { namespace: "default".into(), queue }, events)
     }
 }
 
 impl Publisher {
+    /// containerd's namespace.
+    #[must_use]
+    pub(crate) fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     /// Queues an event; the order of the calls is the order of arrival. Never waits: when the queue is full, the event
     /// is dropped with a line in the log.
     pub(crate) fn publish(&self, event: &Event) {
@@ -85,7 +94,7 @@ impl Publisher {
         match self.queue.try_send(envelope) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => {
-                log::error!("event {topic} dropped: containerd has not taken {QUEUE} events")
+                log::error!("event {topic} dropped: containerd has not taken {MAX_QUEUED_EVENTS} events")
             }
             Err(TrySendError::Closed(_)) => {
                 log::error!("event {topic} dropped: the sender of events has ended")
@@ -122,7 +131,7 @@ async fn send_all(address: String, mut events: mpsc::Receiver<Envelope>, last: A
         if address == "unix://" {
             continue;
         }
-        let mut pause = BACKOFF.0;
+        let mut pause = RETRY_BACKOFF.0;
         loop {
             let error = match attempt(&address, &mut connection, &request).await {
                 Ok(()) => break,
@@ -136,7 +145,7 @@ async fn send_all(address: String, mut events: mpsc::Receiver<Envelope>, last: A
             log::debug!("event {} is not delivered yet: {error}", request.envelope.topic);
             connection = None;
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(BACKOFF.1);
+            pause = (pause * 2).min(RETRY_BACKOFF.1);
         }
     }
 }
@@ -164,6 +173,9 @@ fn encode(event: &Event) -> (&'static str, Any) {
         Event::Start(body) => (topics::TASK_START_EVENT_TOPIC, any(body)),
         Event::ExecAdded(body) => (topics::TASK_EXEC_ADDED_EVENT_TOPIC, any(body)),
         Event::ExecStarted(body) => (topics::TASK_EXEC_STARTED_EVENT_TOPIC, any(body)),
+        Event::Oom(body) => (topics::TASK_OOM_EVENT_TOPIC, any(body)),
+        Event::Paused(body) => (topics::TASK_PAUSED_EVENT_TOPIC, any(body)),
+        Event::Resumed(body) => (topics::TASK_RESUMED_EVENT_TOPIC, any(body)),
         Event::Exit(body) => (topics::TASK_EXIT_EVENT_TOPIC, any(body)),
         Event::Delete(body) => (topics::TASK_DELETE_EVENT_TOPIC, any(body)),
     }

@@ -93,6 +93,6 @@ async fn events_wait_for_a_containerd_that_is_down_and_survive_its_restart() {
 async fn a_full_queue_drops_the_newest_and_never_waits() {
     let dir = tempfile::tempdir().unwrap();
     let (publisher, sender) = start(address(&dir), "default".into());
-    (0..QUEUE * 2).for_each(|id| publisher.publish(&exit(id)));
+    (0..MAX_QUEUED_EVENTS * 2).for_each(|id| publisher.publish(&exit(id)));
     sender.finish(Duration::from_millis(50)).await;
 }

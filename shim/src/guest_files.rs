@@ -59,7 +59,8 @@ fn open(
     if need <= have { Ok(file) } else { Err(GuestFileError::Truncated { path: path.into(), have, need }) }
 }
 
-/// Where the last segment of an x86-64 ELF file ends.
+/// Where the last segment of an x86-64 ELF file ends. The VMM reads these headers again, by itself (`boot.rs`): it may trust no
+/// check of another process, and asks another question, where the kernel ends in memory.
 fn elf_end(file: &File) -> Option<u64> {
     let header: [u8; ELF_HEADER] = read(file, 0)?;
     let u16_at = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
@@ -119,7 +120,7 @@ pub(crate) fn image_version(path: &Path) -> Result<String, GuestFileError> {
     Ok(Sha256::digest(read_all(path)?).iter().take(6).map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The size of an image that is too large to be told from others by its hash each time somebody asks.
+/// The size of an image, for one that is too large to be hashed each time its version is asked for.
 ///
 /// # Errors
 /// [`GuestFileError`].

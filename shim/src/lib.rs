@@ -3,7 +3,8 @@
 //! ```text
 //!   start ─► args, bootstrap, config ─► socket ─► fork ─► server
 //!                                                           ├ service   containerd's calls
-//!                                                           ├ sandbox/  the VM, its container, their processes
+//!                                                           ├ sandbox/  the VM, its containers, their processes
+//!                                                           ├ network/  its network namespace, wired to the guest
 //!                                                           ├ io/       stdio between pipes and guest
 //!                                                           ├ events    what happened, in order
 //!                                                           └ logging   lines in containerd's log
@@ -21,6 +22,7 @@ mod guest_files;
 pub mod info;
 mod io;
 mod logging;
+mod network;
 pub mod operator;
 mod sandbox;
 mod server;
@@ -28,4 +30,5 @@ mod service;
 mod socket;
 pub mod start;
 pub mod state;
+mod sync;
 mod volume;

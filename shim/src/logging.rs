@@ -1,5 +1,5 @@
 //! The shim's log: lines in containerd's own format, written to the `log` pipe of the bundle, which containerd copies
-//! to its log. A line is dropped rather than waited for when nobody reads.
+//! to its log. When nobody reads the log, lines are dropped, so that the shim does not wait.
 
 use log::{LevelFilter, Log, Metadata, Record};
 use std::fs::{File, OpenOptions};

@@ -3,12 +3,17 @@
 use crate::config::Config;
 use crate::error::{Error, Result as RpcResult};
 use crate::events;
-use crate::sandbox::{Docker, Host, Plan, Sandbox, Size, Spec};
+use crate::sandbox::membership::Kind;
+use crate::sandbox::{
+    Docker, Host, Limits, Membership, NetworkMode, Plan, Sandbox, Size, Spec, pod_resources, resolv_conf,
+};
 use crate::service::TaskService;
 use crate::state::{ProcessId, Record, StateDir};
 use crate::{delete, socket};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::collections::HashMap;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -19,10 +24,11 @@ use tokio::sync::watch;
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
-/// How long a sandbox may be without a container before it ends itself: its containerd has left it.
+/// How long a sandbox may be without a container before it ends. Its containerd is gone then.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-/// The same after a Create that failed, when containerd is to ask for the end at once.
-const FAILED_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a sandbox may be there that takes no container any more: its Create failed, or its last container was deleted.
+/// containerd should ask for its end at once.
+const ENDED_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the last events may take.
 const EVENTS_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -63,7 +69,7 @@ pub(crate) fn prepare(state: &StateDir, socket: &Path) -> io::Result<()> {
                 io::Error::new(io::ErrorKind::AlreadyExists, line),
             ));
         }
-        // Nobody answered at the socket, so what is there was left behind; the socket is ours by now.
+        // No shim answered at the socket, so the state was left behind by one that is gone. The socket is ours by now.
         record.socket = PathBuf::new();
         delete::clean(state, &record);
         state.create().map_err(|error| named(&state.path().display().to_string(), error))?;
@@ -89,9 +95,16 @@ pub(crate) fn prepare(state: &StateDir, socket: &Path) -> io::Result<()> {
 /// # Errors
 /// The kernel's, before anything is served.
 pub(crate) fn run(setup: Setup) -> io::Result<()> {
+    // Connections that are carried into the guest take two descriptors each, and there can be more of them than the 1,024
+    // descriptors that service managers give at first. None of them may cost a process its stdio.
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(errno) = raised {
+        log::warn!("cannot raise the shim's limit of open files: {errno}");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(serve(setup));
-    // Nothing is worth waiting for any more.
+    // No task that is left has to finish.
     runtime.shutdown_background();
     result
 }
@@ -100,18 +113,20 @@ async fn serve(setup: Setup) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (publisher, sender) = events::start(setup.ttrpc_address.clone(), setup.namespace.clone());
+    let membership = Membership::of(&setup.spec, &setup.id, &setup.bundle);
     let record = Record {
+        shared: membership.takes_members(),
         shim: ProcessId::of(std::process::id().try_into().map_err(io::Error::other)?).ok(),
         socket: setup.socket.clone(),
         ..Record::default()
     };
     setup.state.save(&record)?;
-    let plan = plan(&setup);
+    let plan = plan(&setup, &membership);
     let record = match &plan {
         Ok(plan) => Record { vcpus: plan.size.vcpus, memory_mib: plan.size.memory_mib, ..record },
         Err(_) => record,
     };
-    let sandbox = Sandbox::start(plan, setup.state.shared(), record, publisher);
+    let sandbox = Sandbox::start(plan, membership, setup.state.shared(), record, publisher);
 
     let (shutdown, mut asked) = watch::channel(false);
     let service = TaskService::new(sandbox.clone(), shutdown);
@@ -124,7 +139,7 @@ async fn serve(setup: Setup) -> io::Result<()> {
         _ = asked.wait_for(|asked| *asked) => log::debug!("containerd asks for the end"),
         _ = terminate.recv() => log::warn!("SIGTERM: the sandbox is ended"),
         _ = interrupt.recv() => log::warn!("SIGINT: the sandbox is ended"),
-        () = abandoned(&sandbox) => log::warn!("the sandbox is ended: nobody has a container in it"),
+        () = abandoned(&sandbox) => log::warn!("the sandbox is ended: it has been without a container for too long"),
     }
     mark_ending(&setup.state);
     // From here on a new `start` of this name makes a new sandbox.
@@ -149,15 +164,30 @@ fn mark_ending(state: &StateDir) {
     }
 }
 
-fn plan(setup: &Setup) -> RpcResult<Plan> {
+fn plan(setup: &Setup, membership: &Membership) -> RpcResult<Plan> {
+    // It is the first of its sandbox, so there is nobody to share with yet.
+    setup.spec.joins(&HashMap::new())?;
+    let resources = pod_resources::of(&setup.spec, membership)?;
     let docker = Docker::of(&setup.spec, &setup.config)?;
     docker.as_ref().map_or(Ok(()), |docker| docker.check_socket(&setup.state))?;
+    let network = setup.spec.network_namespace();
+    let network_mode = NetworkMode::of(&setup.spec, &setup.config)?;
+    let resolv_conf = resolv_conf::write(&network_mode, &network, &setup.state)
+        .map_err(|error| Error::Internal(format!("{}: {error}", setup.state.resolv_conf().display())))?;
     Ok(Plan {
-        size: Size::of(&setup.spec, &setup.config, Host::detect())?,
+        size: Size::of(&setup.spec, &resources, &setup.config, Host::detect())?,
         docker,
         config: setup.config.clone(),
-        network: setup.spec.network_namespace(),
+        network,
+        network_mode,
+        resolv_conf,
         cgroups_path: setup.spec.cgroups_path().map(Into::into),
+        limits: Limits::of_resources(&resources)?,
+        oom_score_adj: match membership.kind {
+            // The score of its holder is that of a program which nothing may kill, not that of what runs in it.
+            Kind::Pod => 0,
+            Kind::Lone | Kind::Group => setup.spec.oom_score_adj(),
+        },
         hostname: hostname(&setup.spec),
         state: setup.state.clone(),
     })
@@ -172,13 +202,10 @@ fn hostname(spec: &Spec) -> String {
 
 /// Ends when the sandbox has been without a container for too long.
 async fn abandoned(sandbox: &Arc<Sandbox>) {
-    let (mut busy, over) = (sandbox.busy(), sandbox.over());
     loop {
-        if busy.wait_for(|busy| !*busy).await.is_err() {
-            return;
-        }
-        let limit = if *over.borrow() { FAILED_TIMEOUT } else { IDLE_TIMEOUT };
-        if tokio::time::timeout(limit, busy.wait_for(|busy| *busy)).await.is_err() {
+        sandbox.until_empty(true).await;
+        let limit = if sandbox.is_ending() { ENDED_TIMEOUT } else { IDLE_TIMEOUT };
+        if tokio::time::timeout(limit, sandbox.until_empty(false)).await.is_err() {
             return;
         }
     }

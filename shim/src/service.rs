@@ -12,12 +12,15 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::shim_async::{Task, create_task};
 use containerd_shim_protos::types::mount::Mount;
 use containerd_shim_protos::types::task::{ProcessInfo, Status as TaskStatus};
-use protobuf::MessageField;
+use protobuf::well_known_types::any::Any;
+use protobuf::{Message, MessageField};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::{oneshot, watch};
 use ttrpc::r#async::{Service, TtrpcContext};
 
+/// What Stats answers with. The agent's message has its fields and their numbers.
+const METRICS: &str = "io.containerd.cgroups.v2.Metrics";
 /// The service's name in the API's versions; the messages are the same.
 const NAMES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
 
@@ -44,17 +47,13 @@ impl TaskService {
 }
 
 /// Runs `work` to its end, whether or not anybody waits for it.
-async fn carry_out<T: Send + 'static>(
+async fn run_to_completion<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> ttrpc::Result<T> {
     match tokio::spawn(work).await {
         Ok(result) => Ok(result?),
         Err(error) => Err(Error::Internal(format!("the shim failed: {error}")).into()),
     }
-}
-
-fn unimplemented<T>(what: &str) -> ttrpc::Result<T> {
-    Err(Error::Unimplemented(format!("{what} is not implemented by this version of lazaret")).into())
 }
 
 fn root_mount(mount: Mount) -> RootMount {
@@ -105,7 +104,7 @@ impl Task for TaskService {
 
     async fn start(&self, _: &TtrpcContext, request: api::StartRequest) -> ttrpc::Result<api::StartResponse> {
         let container = self.sandbox.container(&request.id)?;
-        let pid = carry_out(async move { container.start(&request.exec_id).await }).await?;
+        let pid = run_to_completion(async move { container.start(&request.exec_id).await }).await?;
         Ok(api::StartResponse { pid, ..Default::default() })
     }
 
@@ -114,6 +113,7 @@ impl Task for TaskService {
         let process = container.process(&request.exec_id)?;
         let (status, exit) = match process.status() {
             Status::Created => (TaskStatus::CREATED, None),
+            Status::Running if container.guest.is_paused() => (TaskStatus::PAUSED, None),
             Status::Running => (TaskStatus::RUNNING, None),
             Status::Stopped(exit) => (TaskStatus::STOPPED, Some(exit)),
         };
@@ -121,7 +121,7 @@ impl Task for TaskService {
             id: request.id,
             exec_id: request.exec_id,
             bundle: container.bundle.display().to_string(),
-            pid: container.guest.pid(),
+            pid: container.pid(),
             status: status.into(),
             stdin: process.stdio.stdin.clone(),
             stdout: process.stdio.stdout.clone(),
@@ -148,7 +148,8 @@ impl Task for TaskService {
 
     async fn kill(&self, _: &TtrpcContext, request: api::KillRequest) -> ttrpc::Result<api::Empty> {
         let container = self.sandbox.container(&request.id)?;
-        carry_out(async move { container.kill(&request.exec_id, request.signal, request.all).await }).await?;
+        run_to_completion(async move { container.kill(&request.exec_id, request.signal, request.all).await })
+            .await?;
         Ok(api::Empty::default())
     }
 
@@ -169,8 +170,8 @@ impl Task for TaskService {
     ) -> ttrpc::Result<api::DeleteResponse> {
         let container = self.sandbox.container(&request.id)?;
         let sandbox = self.sandbox.clone();
-        let pid = container.guest.pid();
-        let exit = carry_out(async move {
+        let pid = container.pid();
+        let exit = run_to_completion(async move {
             if request.exec_id.is_empty() {
                 sandbox.delete(&request.id).await
             } else {
@@ -183,9 +184,8 @@ impl Task for TaskService {
     async fn pids(&self, _: &TtrpcContext, request: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
         let container = self.sandbox.container(&request.id)?;
         // The guest's own pids mean nothing on the host; one process here stands for all of them.
-        let alive = container.guest.is_alive();
-        let one = || ProcessInfo { pid: container.guest.pid(), ..Default::default() };
-        let processes = alive.then(one).into_iter().collect();
+        let one = || ProcessInfo { pid: container.pid(), ..Default::default() };
+        let processes = container.has_process().then(one).into_iter().collect();
         Ok(api::PidsResponse { processes, ..Default::default() })
     }
 
@@ -196,7 +196,7 @@ impl Task for TaskService {
     ) -> ttrpc::Result<api::Empty> {
         let container = self.sandbox.container(&request.id)?;
         let resize = async move { container.resize(&request.exec_id, request.width, request.height).await };
-        carry_out(resize).await?;
+        run_to_completion(resize).await?;
         Ok(api::Empty::default())
     }
 
@@ -213,35 +213,53 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: api::ConnectRequest,
     ) -> ttrpc::Result<api::ConnectResponse> {
-        let task_pid = self.sandbox.container(&request.id).map_or(0, |container| container.guest.pid());
+        let task_pid = self.sandbox.container(&request.id).map_or(0, |container| container.pid());
         Ok(api::ConnectResponse { shim_pid: std::process::id(), task_pid, ..Default::default() })
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {
         // With a container left, only a containerd that means it ends the sandbox.
-        if request.now || !*self.sandbox.busy().borrow() {
+        if request.now || self.sandbox.is_empty() {
             self.shutdown.send_replace(true);
         }
         Ok(api::Empty::default())
     }
 
-    async fn pause(&self, _: &TtrpcContext, _: api::PauseRequest) -> ttrpc::Result<api::Empty> {
-        unimplemented("pause")
+    async fn pause(&self, _: &TtrpcContext, request: api::PauseRequest) -> ttrpc::Result<api::Empty> {
+        let sandbox = self.sandbox.clone();
+        run_to_completion(async move { sandbox.pause(&request.id).await }).await?;
+        Ok(api::Empty::default())
     }
 
-    async fn resume(&self, _: &TtrpcContext, _: api::ResumeRequest) -> ttrpc::Result<api::Empty> {
-        unimplemented("resume")
+    async fn resume(&self, _: &TtrpcContext, request: api::ResumeRequest) -> ttrpc::Result<api::Empty> {
+        let container = self.sandbox.container(&request.id)?;
+        run_to_completion(async move { container.resume().await }).await?;
+        Ok(api::Empty::default())
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, _: api::CheckpointTaskRequest) -> ttrpc::Result<api::Empty> {
-        unimplemented("checkpoint")
+        Err(Error::Unimplemented("checkpoint is not implemented by this version of lazaret".into()).into())
     }
 
-    async fn update(&self, _: &TtrpcContext, _: api::UpdateTaskRequest) -> ttrpc::Result<api::Empty> {
-        unimplemented("update")
+    async fn update(&self, _: &TtrpcContext, request: api::UpdateTaskRequest) -> ttrpc::Result<api::Empty> {
+        let container = self.sandbox.container(&request.id)?;
+        let resources = request.resources.into_option().unwrap_or_default().value;
+        run_to_completion(async move { container.update(&resources).await }).await?;
+        Ok(api::Empty::default())
     }
 
-    async fn stats(&self, _: &TtrpcContext, _: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
-        unimplemented("stats")
+    async fn stats(&self, _: &TtrpcContext, request: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
+        let container = self.sandbox.container(&request.id)?;
+        let stats = run_to_completion(async move { container.stats().await }).await?;
+        let metrics = Any {
+            type_url: METRICS.into(),
+            value: stats.write_to_bytes().map_err(|error| Error::Internal(format!("statistics: {error}")))?,
+            ..Default::default()
+        };
+        Ok(api::StatsResponse { stats: MessageField::some(metrics), ..Default::default() })
     }
 }
+
+#[cfg(test)]
+#[path = "service_test.rs"]
+mod tests;

@@ -17,7 +17,7 @@ pub(crate) const MAX_PATH: usize = 107;
 #[derive(Debug)]
 pub(crate) enum Bound {
     Listener(UnixListener),
-    /// Somebody answers there already.
+    /// A shim answers at the socket already.
     Taken,
 }
 
@@ -34,7 +34,7 @@ pub(crate) fn address(path: &Path) -> String {
     format!("unix://{}", path.display())
 }
 
-/// Listens at `path`, for root alone. A socket that nobody answers at any more is replaced.
+/// Listens at `path`, for root alone. A socket that no process answers at is replaced.
 ///
 /// # Errors
 /// The kernel's, with the path.

@@ -8,12 +8,13 @@
 //!   containerd ◄─ address ────┘
 //! ```
 //!
-//! The fork comes before any thread, and the server is told apart from containerd in all that containerd could wait for:
-//! session, standard streams, descriptors.
+//! The fork comes before any thread. The server has nothing that containerd could wait for: it leaves containerd's session,
+//! standard streams and descriptors.
 
 use crate::args::Args;
 use crate::bootstrap::{self, Bootstrap};
 use crate::logging;
+use crate::sandbox::membership;
 use crate::server::{self, Setup};
 use crate::socket::{self, Bound};
 use crate::state::{STATE_ROOT, StateDir};
@@ -25,7 +26,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-/// What the server writes to the waiting `start` when it is set up; anything else is why it is not.
+/// What the server writes to the waiting `start` when it is ready. Any other bytes are an error message.
 const READY: &[u8] = b"\0";
 
 #[derive(Debug, thiserror::Error)]
@@ -57,15 +58,14 @@ pub fn run(args: &Args) -> Result<Vec<u8>, StartError> {
     let environment = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
     let bootstrap = Bootstrap::parse(&bootstrap::read_stdin()?, args, environment)?;
     let (spec, config) = server::load(&bundle, bootstrap.config_path.as_deref())?;
-    let sandbox = spec.sandbox_id(&args.id).to_owned();
+    let sandbox = membership::sandbox_id(&spec, &args.id)?.to_owned();
     let directory = bootstrap.socket_dir.clone().unwrap_or_else(|| socket::SOCKET_DIR.into());
     let path = socket::path(&directory, &args.address, &args.namespace, &sandbox);
     let address = socket::address(&path);
 
     if sandbox != args.id {
-        if UnixStream::connect(&path).is_err() {
-            return Err(StartError::NoSandbox { sandbox, id: args.id.clone() });
-        }
+        let state = StateDir::new(Path::new(STATE_ROOT), &args.namespace, &sandbox);
+        check_sandbox(&state, &path, &sandbox, &args.id)?;
     } else if let Bound::Listener(listener) = socket::bind(&path)? {
         let setup = Setup {
             namespace: args.namespace.clone(),
@@ -86,6 +86,18 @@ pub fn run(args: &Args) -> Result<Vec<u8>, StartError> {
     Ok(bootstrap.reply(&address)?)
 }
 
+/// Checks that a sandbox answers at `socket` and takes container `id`, as far as can be told from here: its shim looks closer
+/// when the container is made.
+fn check_sandbox(state: &StateDir, socket: &Path, sandbox: &str, id: &str) -> Result<(), StartError> {
+    if UnixStream::connect(socket).is_err() {
+        return Err(StartError::NoSandbox { sandbox: sandbox.into(), id: id.into() });
+    }
+    match state.load() {
+        Some(record) if record.shared && record.socket == socket => Ok(()),
+        _ => Err(membership::not_shared(id, sandbox).into()),
+    }
+}
+
 fn spawn_server(setup: Setup, bootstrap: &Bootstrap) -> Result<(), StartError> {
     let (reader, writer) = io::pipe()?;
     let score = oom_score(getppid().as_raw());
@@ -104,11 +116,11 @@ fn spawn_server(setup: Setup, bootstrap: &Bootstrap) -> Result<(), StartError> {
 }
 
 fn wait_ready(mut reader: PipeReader) -> Result<(), StartError> {
-    let mut word = Vec::new();
-    reader.read_to_end(&mut word)?;
-    match word.as_slice() {
+    let mut reply = Vec::new();
+    reader.read_to_end(&mut reply)?;
+    match reply.as_slice() {
         READY => Ok(()),
-        [] => Err(StartError::Server("it ended without a word".into())),
+        [] => Err(StartError::Server("the server ended without an error message".into())),
         line => Err(StartError::Server(String::from_utf8_lossy(line).into_owned())),
     }
 }
@@ -161,3 +173,7 @@ fn oom_score(containerd: i32) -> Option<i32> {
     File::open(format!("/proc/{containerd}/oom_score_adj")).ok()?.read_to_string(&mut text).ok()?;
     Some((text.trim().parse::<i32>().ok()? + 1).min(1000))
 }
+
+#[cfg(test)]
+#[path = "start_test.rs"]
+mod tests;

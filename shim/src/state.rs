@@ -4,7 +4,9 @@
 //! ```text
 //!   state.json     who runs (pid and start time), and what else is to be removed
 //!   console.log    the guest's console, bounded by the VMM
+//!   network.json   what was changed in a network namespace that outlives the sandbox
 //!   docker.sock    the guest's Docker daemon, where io.lazaret.docker.export asks for it
+//!   resolv.conf    of the container, where the sandbox has a user-mode network
 //!   shared/        the tree the guest sees; its mounts exist only in the shim's mount namespace
 //! ```
 
@@ -20,7 +22,7 @@ use std::path::{Path, PathBuf};
 /// Where the state of all sandboxes is.
 pub const STATE_ROOT: &str = "/run/lazaret";
 
-/// A process that is told apart from a later one with the same pid.
+/// The identity of a process, which a later process with the same pid does not share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessId {
     pub pid: i32,
@@ -34,6 +36,9 @@ pub struct Record {
     pub shim: Option<ProcessId>,
     /// The shim is ending the sandbox itself.
     pub ending: bool,
+    /// The sandbox takes containers beside its own.
+    #[serde(default)]
+    pub shared: bool,
     pub vmm: Option<ProcessId>,
     /// The shim's socket.
     pub socket: PathBuf,
@@ -173,8 +178,18 @@ impl StateDir {
     }
 
     #[must_use]
+    pub fn network(&self) -> PathBuf {
+        self.0.join("network.json")
+    }
+
+    #[must_use]
     pub fn docker_socket(&self) -> PathBuf {
         self.0.join("docker.sock")
+    }
+
+    #[must_use]
+    pub fn resolv_conf(&self) -> PathBuf {
+        self.0.join("resolv.conf")
     }
 
     /// Makes the directory and its `shared` tree, for root alone.
@@ -225,7 +240,8 @@ impl StateDir {
             if is_dir(&entry) { remove_container(&entry)? } else { remove_leaf(&entry)? }
         }
         remove_leaf(&shared)?;
-        for file in ["console.log", "docker.sock", "state.json", "state.json.new"] {
+        let written = ["network.json", "network.json.new", "state.json", "state.json.new"];
+        for file in ["console.log", "docker.sock", "resolv.conf"].into_iter().chain(written) {
             remove_leaf(&self.0.join(file))?;
         }
         remove_leaf(&self.0)?;

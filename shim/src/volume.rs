@@ -1,5 +1,5 @@
-//! The disks of the private Docker daemons, on the host: without a name, gone with its sandbox; or a volume, which the
-//! next sandbox finds as the last one has left it.
+//! The disks of the private Docker daemons, on the host. A disk is a file without a name, which is gone with its sandbox, or a
+//! volume, which outlives its sandbox.
 //!
 //! ```text
 //!   <disk_dir>/volumes/<name>     a sparse file of root's; what is in it is the guest's
@@ -7,11 +7,12 @@
 //!   shim: open, flock(2) ──────── the same open file ────────► lazaret-vmm
 //! ```
 //!
-//! A volume belongs to one sandbox at a time. The lock goes to the VMM with the open file, so it is held until neither
-//! has it open any more, however they end, and nothing has to be cleaned up after them.
+//! A volume belongs to one sandbox at a time. The lock belongs to the open file, which the VMM gets. So the lock is held until
+//! both shim and VMM have ended, however they end, and nothing has to be cleaned up.
 
 use crate::config::DOCKER_DISK_MIB;
 use crate::state::StateDir;
+use lazaret_agent_api::{InvalidIdentifier, check_identifier};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::linkat;
@@ -22,12 +23,11 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// The longest name, in bytes.
-const MAX_NAME: usize = 64;
-/// How long a sandbox that has just been ended may take to let go of its volume.
-const PATIENCE: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(2) };
-/// How long between two attempts to have a volume: its lock announces nothing.
-const PAUSE: Duration = Duration::from_millis(50);
+/// How long a sandbox that is ending may take to release its volume.
+const RELEASE_TIMEOUT: Duration =
+    if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(2) };
+/// The time between two attempts to lock a volume: flock(2) does not announce that a lock is free.
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Makes a file without a name in `directory`: it takes no space until it is written to, and is gone as soon as nobody
 /// has it open.
@@ -64,22 +64,16 @@ impl Capacity {
     }
 }
 
-/// The name of a volume, which is a file's name and nothing more.
+/// The name of a volume: an identifier, which is the name of the volume's file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct VolumeName(String);
 
 impl VolumeName {
-    /// What a name is, for whom it has to be told.
-    pub(crate) const EXPECTED: &str =
-        "expected a name: letters, digits and . _ -, the first of them a letter or a digit, at most 64";
-
-    /// `None` for what is no name.
-    #[must_use]
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        let good = text.len() <= MAX_NAME
-            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
-        good.then(|| Self(text.into()))
+    /// # Errors
+    /// [`InvalidIdentifier`].
+    pub(crate) fn parse(text: &str) -> Result<Self, InvalidIdentifier> {
+        check_identifier(text)?;
+        Ok(Self(text.into()))
     }
 
     #[must_use]
@@ -90,14 +84,14 @@ impl VolumeName {
 
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
-    #[error("{0:?} is no volume: {expected}", expected = VolumeName::EXPECTED)]
-    Name(String),
+    #[error("volume name: {0}")]
+    Name(#[from] InvalidIdentifier),
     #[error("there is no volume {0:?} (`lazaret volume ls` lists them)")]
     None(String),
     #[error("volume {name:?} is in use{}", by.as_ref().map(|by| format!(" by sandbox {by}")).unwrap_or_default())]
     InUse {
         name: String,
-        /// Namespace and id, where a sandbox has left word.
+        /// Namespace and id of the sandbox, if its record names the volume.
         by: Option<String>,
     },
     #[error(
@@ -129,7 +123,7 @@ fn size(mib: u64) -> String {
 #[derive(Debug)]
 pub(crate) struct Volumes<'a> {
     directory: PathBuf,
-    /// Where the sandboxes say which of them they have.
+    /// Where the sandboxes' records are, which name their volumes.
     state_root: &'a Path,
 }
 
@@ -145,17 +139,17 @@ impl<'a> Volumes<'a> {
         self.directory.join(name.as_str())
     }
 
-    /// Opens a volume for one sandbox, and makes it if there is none. One that a sandbox is about to let go of is waited
-    /// for, a moment.
+    /// Opens a volume for one sandbox, and makes it if there is none. A volume that another sandbox has is waited for, up to
+    /// [`RELEASE_TIMEOUT`].
     ///
     /// # Errors
     /// [`VolumeError`].
     pub(crate) async fn acquire(&self, name: &VolumeName, capacity: Capacity) -> Result<File, VolumeError> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + RELEASE_TIMEOUT;
         loop {
             match self.open(name, capacity) {
                 Err(VolumeError::InUse { .. }) if Instant::now() < deadline => {
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(LOCK_RETRY_INTERVAL).await;
                 }
                 result => return result,
             }
@@ -183,7 +177,7 @@ impl<'a> Volumes<'a> {
         }
     }
 
-    /// Makes a volume, which has its size and its lock before it has its name; `None` when somebody else was faster.
+    /// Makes a volume, which has its size and its lock before it has its name. `None` when another sandbox has made it first.
     fn create(&self, name: &VolumeName, mib: u64) -> Result<Option<File>, VolumeError> {
         let file = nameless(&self.directory, mib).map_err(self.failed(name))?;
         flock(&file).map_err(|errno| self.failed(name)(errno.into()))?;
@@ -196,7 +190,7 @@ impl<'a> Volumes<'a> {
         }
     }
 
-    /// Opens a volume that exists, so that nobody else can.
+    /// Opens and locks a volume that exists.
     fn lock(&self, name: &VolumeName) -> Result<File, VolumeError> {
         let path = self.path(name);
         loop {
@@ -250,17 +244,17 @@ impl<'a> Volumes<'a> {
         };
         let files = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
         let mut names: Vec<_> =
-            files.filter_map(|file| VolumeName::parse(file.file_name().to_str()?)).collect();
+            files.filter_map(|file| VolumeName::parse(file.file_name().to_str()?).ok()).collect();
         names.sort();
         Ok(names)
     }
 
-    /// Removes a volume that nobody has.
+    /// Removes a volume that no sandbox has.
     ///
     /// # Errors
     /// [`VolumeError`].
     pub(crate) fn remove(&self, name: &VolumeName) -> Result<(), VolumeError> {
-        // Locked until its name is gone, so that nobody is left with a volume that is nowhere.
+        // Locked until its name is gone, so that no sandbox opens a volume that is being removed.
         let _volume = self.lock(name)?;
         fs::remove_file(self.path(name)).map_err(self.failed(name))
     }

@@ -7,7 +7,7 @@ use lazaret_vmm::console::Output;
 use lazaret_vmm::machine::{Machine, Placement};
 use lazaret_vmm::micro_guest;
 use lazaret_vmm::virtio::rng::Rng;
-use lazaret_vmm_wire::{Channel, Disk, Event, Request, Shared, VmConfig, Vsock};
+use lazaret_vmm_wire::{Channel, Disk, Event, Name, Request, Shared, VmConfig, Vsock};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -74,8 +74,8 @@ struct Vmm {
 }
 
 impl Vmm {
-    /// As a shim starts it: two disks, a shared tree, vsock.
-    fn start(code: &[u8]) -> Self {
+    /// As a shim starts it: two disks, a shared tree, vsock; and `nics` slots for network interfaces.
+    fn start(code: &[u8], nics: u8) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (channel, theirs) = Channel::pair().unwrap();
         let kernel = micro_guest::file(code).unwrap();
@@ -88,6 +88,7 @@ impl Vmm {
             disks: vec![Disk { read_only: true }, Disk { read_only: false }],
             shared: Some(Shared { tag: "lazaret".into(), path: directory.path().into() }),
             vsock: Some(Vsock { cid: 3, accept: vec![1024] }),
+            nics,
         };
         let mut command = Command::new(env!("CARGO_BIN_EXE_lazaret-vmm"));
         command.args(["--control-fd", "3"]).stdin(Stdio::null());
@@ -102,7 +103,13 @@ impl Vmm {
         let process = command.spawn().unwrap();
         drop(command);
         let kvm = kvm();
-        let descriptors = [kvm.as_fd(), kernel.as_fd(), log.as_fd(), disk.as_fd(), disk.as_fd()];
+        let descriptors = [
+            (Name::Kvm, kvm.as_fd()),
+            (Name::Kernel, kernel.as_fd()),
+            (Name::ConsoleLog, log.as_fd()),
+            (Name::Disk(0), disk.as_fd()),
+            (Name::Disk(1), disk.as_fd()),
+        ];
         channel.send(&Request::Boot(config), &descriptors).unwrap();
         Self { channel, process, started, directory }
     }
@@ -114,8 +121,8 @@ impl Vmm {
 }
 
 /// From the fork of the process to `Running`, to `Stopped`, and from there to the end of the process.
-fn as_a_process() -> [Duration; 3] {
-    let mut vmm = Vmm::start(says_so_and_resets());
+fn as_a_process(nics: u8) -> [Duration; 3] {
+    let mut vmm = Vmm::start(says_so_and_resets(), nics);
     vmm.expect(true);
     let running = vmm.started.elapsed();
     vmm.expect(false);
@@ -126,8 +133,8 @@ fn as_a_process() -> [Duration; 3] {
 
 /// KiB resident, and private and written to, of everything but the guest's memory. Of the latter `Anonymous` tells: pages
 /// of a program that was just built are `Private_Dirty` too, for the disk's sake.
-fn memory() -> [u64; 2] {
-    let mut vmm = Vmm::start(sleeps());
+fn memory(nics: u8) -> [u64; 2] {
+    let mut vmm = Vmm::start(sleeps(), nics);
     vmm.expect(true);
     let smaps = fs::read_to_string(format!("/proc/{}/smaps", vmm.process.id())).unwrap();
     let mut sum = [0; 2];
@@ -171,11 +178,16 @@ fn main() {
     row("open /dev/kvm to the vCPU's thread, five devices", ms(set_up));
     row("… to the guest's first output", ms(first));
     row("the VM taken apart, after its end was reported", ms(teardown));
-    let [running, stopped, gone] = medians(as_a_process);
+    let [running, stopped, gone] = medians(|| as_a_process(0));
     row("fork of lazaret-vmm to Running: jail, all devices, kernel", ms(running));
     row("… to Stopped, for a guest that resets at once", ms(stopped));
     row("… and from Stopped to the end of the process", ms(gone));
-    let [resident, dirty] = medians(memory);
+    let [resident, dirty] = medians(|| memory(0));
     row("resident beside the guest's memory", mib(resident));
     row("of that private and dirty", mib(dirty));
+    let [running, ..] = medians(|| as_a_process(4));
+    row("fork to Running with four slots for network interfaces", ms(running));
+    let [resident, dirty] = medians(|| memory(4));
+    row("resident, with those", mib(resident));
+    row("of that private and dirty, with those", mib(dirty));
 }

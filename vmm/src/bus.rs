@@ -4,10 +4,11 @@ use crate::arch::layout;
 use crate::hypervisor;
 use crate::serial::Serial;
 use crate::stop::Stop;
+use crate::sync::lock;
 use crate::virtio::Transport;
 use lazaret_vmm_wire::Cause;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use vm_superio::{I8042Device, Trigger};
 
 /// Every device a vCPU can reach. A device's lock is held while it serves one access.
@@ -30,13 +31,9 @@ impl Trigger for Reset {
     }
 }
 
-fn lock<T>(device: &Mutex<T>) -> MutexGuard<'_, T> {
-    device.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The register of a device at `start` that `place` names.
-fn register(place: u16, start: u16, ports: u16) -> Option<u8> {
-    let offset = place.checked_sub(start).filter(|offset| *offset < ports)?;
+/// The register of a device at `start` that `port` names.
+fn register(port: u16, start: u16, ports: u16) -> Option<u8> {
+    let offset = port.checked_sub(start).filter(|offset| *offset < ports)?;
     u8::try_from(offset).ok()
 }
 
@@ -55,7 +52,7 @@ impl Bus {
     }
 }
 
-/// What nobody answers reads as ones and is not written anywhere, as on a bus that floats high.
+/// Where there is no device, reads give ones and writes do nothing, as on a bus that floats high.
 impl hypervisor::Bus for Bus {
     fn port_read(&self, port: u16, data: &mut [u8]) {
         // Devices of a PC's ports have byte-wide registers; a string instruction repeats them.

@@ -1,11 +1,12 @@
 //! Where the guest's console goes: to a file or terminal, and its last lines to memory, for the error when the VM ends.
 
+use crate::sync::lock;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Lines kept in memory, and the bytes kept of each.
 const TAIL_LINES: usize = 40;
@@ -29,13 +30,13 @@ impl Output {
     /// The last lines, oldest first, free of control characters.
     #[must_use]
     pub fn tail(&self) -> Vec<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).tail.lines()
+        lock(&self.0).tail.lines()
     }
 }
 
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut sink = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sink = lock(&self.0);
         sink.tail.push(bytes);
         // A target that fails (a full disk, a closed terminal) must not stop the guest.
         if let Err(error) = sink.target.write_all(bytes) {
@@ -45,7 +46,7 @@ impl Write for Output {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).target.flush()
+        lock(&self.0).target.flush()
     }
 }
 

@@ -8,13 +8,17 @@ use crate::console::{BoundedLog, Output};
 use crate::event_loop::{Subscriber, Watches};
 use crate::jail::{self, JailError};
 use crate::machine::{Ended, Machine, MachineError, Placement};
+use crate::nics::Nics;
+use crate::pauses::{PAUSE_TIMEOUT, Pauses};
 use crate::stop::Stop;
 use crate::virtio::blk::Blk;
 use crate::virtio::console::Console;
 use crate::virtio::fs::{FsDevice, FsError, raise_open_files};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Connector, Timeouts, Vsock, VsockError};
-use lazaret_vmm_wire::{Cause, Channel, ChannelError, Event, Request, Stopped, VmConfig};
+use lazaret_vmm_wire::{
+    Cause, Channel, ChannelError, DescriptorError, Descriptors, Event, Name, Request, Stopped, VmConfig,
+};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::File;
@@ -26,7 +30,7 @@ use vmm_sys_util::epoll::EventSet;
 /// Bytes of the guest's console kept on the host.
 const CONSOLE_LOG: u64 = 1 << 20;
 /// How long the shim may take to make room for an event that must not be lost, milliseconds.
-const PATIENCE_MS: u16 = 5000;
+const EVENT_SEND_TIMEOUT_MS: u16 = 5000;
 
 /// Why there is no VM.
 #[derive(Debug, thiserror::Error)]
@@ -35,8 +39,8 @@ pub enum ControlError {
     Channel(#[from] ChannelError),
     #[error("the control channel's first message must be a boot request")]
     NotBoot,
-    #[error("the boot request came with {got} descriptors, {want} are needed")]
-    Descriptors { got: usize, want: usize },
+    #[error("the boot request: {0}")]
+    Descriptors(#[from] DescriptorError),
     #[error(transparent)]
     Jail(#[from] JailError),
     #[error(transparent)]
@@ -63,32 +67,31 @@ pub fn run(control: RawFd) -> Result<(), ControlError> {
         Ok((stopped, ended)) => (stopped, Some(ended)),
         Err(error) => (Stopped { cause: Cause::Error(error.to_string()), console: Vec::new() }, None),
     };
-    let told = send(&channel, &Event::Stopped(stopped));
+    let sent = send(&channel, &Event::Stopped(stopped));
     // The kernel takes the VM apart at the end of the process, and takes its time. Nothing is to be waited for before: a
     // request to a file system of the host may hang.
     std::mem::forget(ended);
-    match told {
+    match sent {
         // The shim has gone; it knows how.
         Err(ChannelError::Closed) => Ok(()),
-        told => Ok(told?),
+        sent => Ok(sent?),
     }
 }
 
 fn serve(
     request: Request,
-    descriptors: Vec<OwnedFd>,
+    mut descriptors: Descriptors,
     channel: &Arc<Channel>,
 ) -> Result<(Stopped, Ended), ControlError> {
     let Request::Boot(config) = request else { return Err(ControlError::NotBoot) };
-    let (got, want) = (descriptors.len(), 3 + config.disks.len());
-    let mut descriptors = descriptors.into_iter();
-    let mut next =
-        || descriptors.next().filter(|_| got == want).ok_or(ControlError::Descriptors { got, want });
-    let (kvm, mut kernel, log) = (next()?, File::from(next()?), File::from(next()?));
+    let kvm = descriptors.take(Name::Kvm)?;
+    let mut kernel = File::from(descriptors.take(Name::Kernel)?);
+    let log = File::from(descriptors.take(Name::ConsoleLog)?);
     let mut disks = Vec::new();
-    for disk in &config.disks {
-        disks.push((File::from(next()?), disk.read_only));
+    for (index, disk) in (0..=u8::MAX).zip(&config.disks) {
+        disks.push((File::from(descriptors.take(Name::Disk(index))?), disk.read_only));
     }
+    descriptors.finish()?;
     set_nonblocking(channel)?;
 
     if config.shared.is_some() {
@@ -105,14 +108,17 @@ fn serve(
     machine.add("console", Box::new(Console::new(output.clone(), None)), Placement::Shared)?;
     machine.add("rng", Box::new(Rng), Placement::Shared)?;
     let connector = add_vsock(&mut machine, &config, channel)?;
+    let nics = Nics::new(&mut machine, &config, channel)?;
     if let (Some(shared), Some(own_descriptors)) = (&config.shared, own_descriptors) {
         let fs = FsDevice::new(&shared.tag, jail::SHARED, own_descriptors)?;
         machine.add("fs", Box::new(fs), Placement::Own)?;
     }
     machine.boot(&mut kernel, &config.cmdline)?;
     drop(kernel);
+    let pauses = Pauses::new(machine.gate(), channel, PAUSE_TIMEOUT)
+        .map_err(|source| ControlError::Descriptor { what: "a timer".into(), source })?;
     let stop = machine.stop();
-    let shim = Shim { channel: Arc::clone(channel), connector, stop };
+    let shim = Shim { channel: Arc::clone(channel), connector, nics, pauses, stop };
     machine.subscribe(Box::new(shim));
     let ended = machine.run(|| {
         if let Err(error) = send(channel, &Event::Running) {
@@ -140,8 +146,10 @@ fn add_vsock(
     let Some(vsock) = &config.vsock else { return Ok(None) };
     let channel = Arc::clone(channel);
     // A shim that does not read its events has the guest's connections refused.
-    let incoming =
-        move |port, socket: OwnedFd| channel.send(&Event::Incoming { port }, &[socket.as_fd()]).is_ok();
+    let incoming = move |port, socket: OwnedFd| {
+        let stream = [(Name::Stream, socket.as_fd())];
+        channel.send(&Event::Incoming { port }, &stream).is_ok()
+    };
     let device = Vsock::new(vsock, Timeouts::default(), incoming)?;
     let connector = device.connector();
     machine.add("vsock", Box::new(device), Placement::Shared)?;
@@ -154,11 +162,11 @@ fn set_nonblocking(channel: &Channel) -> Result<(), ControlError> {
 }
 
 /// Sends an event that must not be lost: waits for room.
-fn send(channel: &Channel, event: &Event) -> Result<(), ChannelError> {
+pub(crate) fn send(channel: &Channel, event: &Event) -> Result<(), ChannelError> {
     match channel.send(event, &[]) {
         Err(ChannelError::WouldBlock) => {
             let mut wait = [PollFd::new(channel.as_fd(), PollFlags::POLLOUT)];
-            poll(&mut wait, PollTimeout::from(PATIENCE_MS))?;
+            poll(&mut wait, PollTimeout::from(EVENT_SEND_TIMEOUT_MS))?;
             channel.send(event, &[])
         }
         sent => sent,
@@ -169,23 +177,40 @@ fn send(channel: &Channel, event: &Event) -> Result<(), ChannelError> {
 struct Shim {
     channel: Arc<Channel>,
     connector: Option<Connector>,
+    nics: Nics,
+    pauses: Pauses,
     stop: Stop,
 }
 
+/// What [`Shim`] watches.
+const CHANNEL: u32 = 0;
+const PAUSES: u32 = 1;
+
 impl Subscriber for Shim {
     fn start(&mut self, watches: &mut Watches) -> io::Result<()> {
-        watches.set(self.channel.as_raw_fd(), 0, EventSet::IN)
+        watches.set(self.channel.as_raw_fd(), CHANNEL, EventSet::IN)?;
+        self.pauses.watch(watches, PAUSES)
     }
 
-    fn event(&mut self, _: u32, _: EventSet, _: &mut Watches) -> Result<(), Cause> {
+    fn event(&mut self, token: u32, _: EventSet, _: &mut Watches) -> Result<(), Cause> {
+        if token == PAUSES {
+            self.pauses.ready();
+            return Ok(());
+        }
         match self.channel.receive::<Request>() {
             Ok((Request::Connect { port }, descriptors)) => {
-                let socket = descriptors.into_iter().next();
-                // Without a device, or a socket, there is nobody to connect: dropping it is the refusal.
-                if let (Some(connector), Some(socket)) = (&self.connector, socket) {
-                    connector.connect(port, socket);
+                let stream = descriptors
+                    .only(Name::Stream)
+                    .map_err(|error| Cause::Error(format!("the connect request: {error}")))?;
+                // Without a device there is nobody to connect to: closing the stream is the refusal.
+                if let Some(connector) = &self.connector {
+                    connector.connect(port, stream);
                 }
             }
+            Ok((Request::PlugNic { slot, nic }, descriptors)) => self.nics.plug(slot, nic, descriptors),
+            Ok((Request::UnplugNic { slot }, _)) => self.nics.unplug(slot),
+            Ok((Request::Pause, _)) => self.pauses.pause(),
+            Ok((Request::Resume, _)) => self.pauses.resume(),
             Ok((Request::Stop, _)) | Err(ChannelError::Closed) => self.stop.end(Cause::Requested),
             Ok((Request::Boot(_), _)) => {
                 return Err(Cause::Error("the shim asked for a second boot".to_owned()));
@@ -196,3 +221,7 @@ impl Subscriber for Shim {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "control_test.rs"]
+mod tests;

@@ -26,7 +26,7 @@ pub trait Subscriber: Send {
     /// An error ends the VM; it is the cause.
     fn event(&mut self, token: u32, events: EventSet, watches: &mut Watches) -> Result<(), Cause>;
 
-    /// The loop has ended, and with it the VM: whoever waits for this is to be let go. It must not block.
+    /// The event loop has ended, and so has the VM. The subscriber releases the threads that wait for it. This must not block.
     fn ended(&mut self) {}
 }
 
@@ -139,7 +139,7 @@ impl EventLoop {
         let Ok(index) = usize::try_from(event.data() >> 32) else { return Ok(()) };
         let Ok(token) = u32::try_from(event.data() & u64::from(u32::MAX)) else { return Ok(()) };
         let Some((subscriber, watches)) = self.subscribers.get_mut(index) else { return Ok(()) };
-        // One earlier in this batch may have led to the removal of a later one.
+        // An earlier event of this batch may have removed the watch of a later one.
         if !watches.live.iter().any(|(_, live)| *live == token) {
             return Ok(());
         }

@@ -6,7 +6,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 /// Tells what it is called with; token 0 ends the VM, token 1 removes the watch of token 2.
 struct Recorder {
     fds: Vec<EventFd>,
-    told: Sender<u32>,
+    tokens: Sender<u32>,
 }
 
 impl Subscriber for Recorder {
@@ -15,7 +15,7 @@ impl Subscriber for Recorder {
     }
 
     fn event(&mut self, token: u32, _: EventSet, watches: &mut Watches) -> Result<(), Cause> {
-        self.told.send(token).unwrap();
+        self.tokens.send(token).unwrap();
         let index = usize::try_from(token).unwrap();
         self.fds[index].read().unwrap();
         match token {
@@ -34,14 +34,14 @@ fn event() -> EventFd {
 fn each_subscriber_gets_its_own_events_and_an_error_ends_the_vm() {
     let stop = Stop::new().unwrap();
     let mut event_loop = EventLoop::new(stop.clone()).unwrap();
-    let (told, first) = channel();
+    let (tokens, first) = channel();
     let first_fds = [event(), event(), event()];
     let fds = first_fds.iter().map(|fd| fd.try_clone().unwrap()).collect();
-    event_loop.add(Box::new(Recorder { fds, told }));
-    let (told, second) = channel();
+    event_loop.add(Box::new(Recorder { fds, tokens }));
+    let (tokens, second) = channel();
     let second_fds = [event(), event(), event(), event()];
     let fds = second_fds.iter().map(|fd| fd.try_clone().unwrap()).collect();
-    event_loop.add(Box::new(Recorder { fds, told }));
+    event_loop.add(Box::new(Recorder { fds, tokens }));
     let thread = thread::spawn(|| event_loop.run());
 
     first_fds[2].write(1).unwrap();
@@ -58,18 +58,18 @@ fn each_subscriber_gets_its_own_events_and_an_error_ends_the_vm() {
 fn an_event_of_a_descriptor_removed_in_the_same_batch_is_not_delivered() {
     let stop = Stop::new().unwrap();
     let mut event_loop = EventLoop::new(stop.clone()).unwrap();
-    let (told, heard) = channel();
+    let (tokens, received) = channel();
     let fds = vec![event(), event(), event()];
     // Both are ready before the loop looks: they come in one batch, in this order.
     fds[1].write(1).unwrap();
     fds[2].write(1).unwrap();
     let end = fds[0].try_clone().unwrap();
-    event_loop.add(Box::new(Recorder { fds, told }));
+    event_loop.add(Box::new(Recorder { fds, tokens }));
     let thread = thread::spawn(|| event_loop.run());
-    assert_eq!(heard.recv(), Ok(1));
+    assert_eq!(received.recv(), Ok(1));
     end.write(1).unwrap();
     thread.join().unwrap();
-    assert_eq!(heard.iter().collect::<Vec<_>>(), [0]);
+    assert_eq!(received.iter().collect::<Vec<_>>(), [0]);
 }
 
 #[test]

@@ -28,9 +28,10 @@ use std::path::{Path, PathBuf};
 
 /// The shared tree inside of the jail.
 pub const SHARED: &str = "/shared";
-/// A directory every system has, on which the new root is put together; nothing of it is seen outside.
-const WORKSHOP: &str = "/tmp";
-const NOTHING: Option<&str> = None;
+/// Where the new root is mounted while it is built: a directory that every system has. The mount is in the jail's mount
+/// namespace alone.
+const NEW_ROOT_MOUNT_POINT: &str = "/tmp";
+const NONE: Option<&str> = None;
 
 /// What the virtio-fs server needs to make files for the guest's users (capability.h).
 const FILE_CAPABILITIES: u32 = {
@@ -94,9 +95,8 @@ pub fn close_others(keep: RawFd) -> Result<(), JailError> {
 pub fn enter(shared: Option<&Path>) -> Result<Option<File>, JailError> {
     unshare(CloneFlags::CLONE_NEWNS).map_err(step("get a mount namespace"))?;
     // Slaves rather than private mounts: of all that is shared, only the tree below keeps it, and needs it.
-    mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_SLAVE, NOTHING)
-        .map_err(step("detach its mounts"))?;
-    // Opened before the workshop hides what is below it.
+    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_SLAVE, NONE).map_err(step("detach its mounts"))?;
+    // Opened before the new root hides what is below its mount point.
     let tree = shared
         .map(|path| {
             open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
@@ -109,21 +109,27 @@ pub fn enter(shared: Option<&Path>) -> Result<Option<File>, JailError> {
         .map_err(step("take the directory of its descriptors along"))?;
 
     let protection = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("tmpfs"), WORKSHOP, Some("tmpfs"), protection, Some("size=4k,nr_inodes=4,mode=555"))
-        .map_err(step("mount its root"))?;
-    chdir(WORKSHOP).map_err(step("enter its root"))?;
+    mount(
+        Some("tmpfs"),
+        NEW_ROOT_MOUNT_POINT,
+        Some("tmpfs"),
+        protection,
+        Some("size=4k,nr_inodes=4,mode=555"),
+    )
+    .map_err(step("mount its root"))?;
+    chdir(NEW_ROOT_MOUNT_POINT).map_err(step("enter its root"))?;
     if let (Some(tree), Some(path)) = (tree, shared) {
         let inside = SHARED.trim_start_matches('/');
         mkdir(inside, Mode::S_IRWXU).map_err(step("make /shared"))?;
         // Not a detached copy (open_tree(2), move_mount(2)): while it is detached it misses what the shim mounts in the
         // original. This copies and attaches in one step.
         let source = format!("/proc/self/fd/{}", tree.as_raw_fd());
-        mount(Some(source.as_str()), inside, NOTHING, MsFlags::MS_BIND | MsFlags::MS_REC, NOTHING)
+        mount(Some(source.as_str()), inside, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)
             .map_err(refused(path))?;
         make_read_only(inside).map_err(step("make /shared read only"))?;
     }
     let read_only = protection | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-    mount(NOTHING, ".", NOTHING, read_only, NOTHING).map_err(step("make its root read only"))?;
+    mount(NONE, ".", NONE, read_only, NONE).map_err(step("make its root read only"))?;
     // The old root ends up on top of the new one, and is taken off (pivot_root(2), "pivot_root(".", ".")").
     pivot_root(".", ".").map_err(step("change its root"))?;
     umount2(".", MntFlags::MNT_DETACH).map_err(step("leave the old root"))?;
@@ -142,14 +148,15 @@ pub fn enter(shared: Option<&Path>) -> Result<Option<File>, JailError> {
 /// A descriptor of a directory is a way to all that is above it in its mount, `/proc/sys` here, also when that mount has
 /// been left. So the directory is made a mount of its own, and taken off again: its `..` is itself.
 fn own_descriptors() -> Result<File, Errno> {
-    const PLACE: &str = "/proc";
-    mount(Some("/proc/self/fd"), PLACE, NOTHING, MsFlags::MS_BIND, NOTHING)?;
-    let directory = open(PLACE, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-    umount2(PLACE, MntFlags::MNT_DETACH)?;
+    const MOUNT_POINT: &str = "/proc";
+    mount(Some("/proc/self/fd"), MOUNT_POINT, NONE, MsFlags::MS_BIND, NONE)?;
+    let directory = open(MOUNT_POINT, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    umount2(MOUNT_POINT, MntFlags::MNT_DETACH)?;
     Ok(directory.into())
 }
 
-/// Makes the mount at `place` read only: that one alone, in all else as it was.
+/// Makes the mount at `place` read only: that one alone, in all else as it was. The shim makes this call, too
+/// (`sandbox/bind.rs`), on detached trees: the crate that the two share is a contract, not a place for system calls.
 ///
 /// The top of the tree is a directory of the host's own, on its `/run`. Mounts propagate, flags do not: what is below has
 /// its own, and nothing that is done to the original makes this one writable again.

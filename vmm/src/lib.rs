@@ -3,7 +3,7 @@
 //! ```text
 //!   shim ══control channel══► control ─┐                      ┌─ arch: layout, kernel, MP table, CPUID
 //!   flags ──────────────► standalone ──┴─► Machine ───────────┤
-//!                                             │               └─ hypervisor: KVM, behind eight methods
+//!                                             │               └─ hypervisor: KVM, behind nine methods
 //!            ┌────────────────────────────────┴───────────────┐
 //!     Vcpus: a thread each ──port, MMIO──► Bus ──► serial, i8042, virtio Transport
 //!            ▲                                                      │ Command
@@ -22,10 +22,14 @@ pub mod hypervisor;
 pub mod jail;
 pub mod machine;
 pub mod micro_guest;
+mod nics;
+pub mod pause;
+mod pauses;
 pub mod probe;
 pub mod serial;
 pub mod standalone;
 pub mod stop;
+mod sync;
 mod terminal;
 pub mod vcpu;
 pub mod virtio;

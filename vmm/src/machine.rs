@@ -11,7 +11,7 @@ use crate::event_loop::{EventLoop, Subscriber};
 use crate::hypervisor::{HypervisorError, KvmVm, Vm};
 use crate::serial::Serial;
 use crate::stop::Stop;
-use crate::vcpu::Vcpus;
+use crate::vcpu::{Gate, Vcpus};
 use crate::virtio::{Interrupt, QUEUE_NOTIFY, Shape, Transport, TransportError, VirtioDevice, Worker};
 use lazaret_vmm_wire::Cause;
 use std::fmt::Write as _;
@@ -58,6 +58,16 @@ pub enum Placement {
     Shared,
     /// A thread of its own: devices that wait for the host's disks.
     Own,
+    /// The thread of this name, with others that name it.
+    Thread(&'static str),
+}
+
+/// Some of a device's queues, and what serves them.
+pub struct Part {
+    /// For messages, and for a thread of its own.
+    pub name: String,
+    pub device: Box<dyn VirtioDevice>,
+    pub placement: Placement,
 }
 
 /// A machine that is being put together.
@@ -66,6 +76,7 @@ pub struct Machine {
     memory: Arc<GuestMemoryMmap>,
     vcpus: u8,
     stop: Stop,
+    gate: Gate,
     /// Loop of the light devices, run by the thread that calls [`Machine::run`].
     main_loop: EventLoop,
     own_loops: Vec<(String, EventLoop)>,
@@ -105,6 +116,7 @@ impl Machine {
             memory,
             vcpus,
             stop,
+            gate: Gate::new()?,
             transports: Vec::new(),
             serial: Arc::new(Mutex::new(serial)),
             device_arguments: String::new(),
@@ -118,10 +130,22 @@ impl Machine {
         self.stop.clone()
     }
 
+    /// The handle that pauses this VM.
+    #[must_use]
+    pub fn gate(&self) -> Gate {
+        self.gate.clone()
+    }
+
     /// The serial port, for what is typed.
     #[must_use]
     pub fn serial(&self) -> Arc<Mutex<Serial>> {
         Arc::clone(&self.serial)
+    }
+
+    /// What the guest runs in.
+    #[cfg(test)]
+    pub(crate) fn memory(&self) -> Arc<GuestMemoryMmap> {
+        Arc::clone(&self.memory)
     }
 
     /// Has the VM's event loop serve something besides the devices.
@@ -139,6 +163,15 @@ impl Machine {
         device: Box<dyn VirtioDevice>,
         placement: Placement,
     ) -> Result<(), MachineError> {
+        let shape = Shape::of(device.as_ref());
+        self.add_parts(shape, vec![Part { name: name.to_owned(), device, placement }])
+    }
+
+    /// Plugs in a device that is served in parts: the queues of `shape` are those of `parts`, in order.
+    ///
+    /// # Errors
+    /// See [`MachineError`].
+    pub fn add_parts(&mut self, shape: Shape, parts: Vec<Part>) -> Result<(), MachineError> {
         let slot = u32::try_from(self.transports.len()).unwrap_or(u32::MAX);
         let irq = slot.saturating_add(layout::VIRTIO_MMIO_IRQ);
         if irq > layout::IRQ_MAX {
@@ -146,25 +179,35 @@ impl Machine {
         }
         let address = layout::VIRTIO_MMIO + u64::from(slot) * layout::VIRTIO_MMIO_SIZE;
         let interrupt = Arc::new(Interrupt::new(self.vm.interrupt_line(irq)?));
-        let doorbells = (0..)
-            .zip(device.queue_sizes())
-            .map(|(queue, _)| self.vm.doorbell(address + QUEUE_NOTIFY, queue))
-            .collect::<Result<_, _>>()?;
-        let shape = Shape::of(device.as_ref());
-        let (worker, handle) = Worker::new(name.to_owned(), device, doorbells)?;
-        self.transports.push(Transport::new(shape, Arc::clone(&self.memory), interrupt, handle)?);
-        match placement {
-            Placement::Shared => self.main_loop.add(Box::new(worker)),
-            Placement::Own => {
-                let mut own = EventLoop::new(self.stop.clone())?;
-                own.add(Box::new(worker));
-                self.own_loops.push((name.to_owned(), own));
+        let mut queue = 0..;
+        let mut handles = Vec::with_capacity(parts.len());
+        for Part { name, device, placement } in parts {
+            let queues = device.queue_sizes().iter().zip(&mut queue);
+            let doorbells = queues.map(|(_, queue)| self.vm.doorbell(address + QUEUE_NOTIFY, queue));
+            let doorbells = doorbells.collect::<Result<_, _>>()?;
+            let (worker, handle) = Worker::new(name.clone(), device, doorbells)?;
+            handles.push(handle);
+            match placement {
+                Placement::Shared => self.main_loop.add(Box::new(worker)),
+                Placement::Own => self.add_loop(name)?.add(Box::new(worker)),
+                Placement::Thread(name) => match self.own_loops.iter_mut().find(|(other, _)| other == name) {
+                    Some((_, own)) => own.add(Box::new(worker)),
+                    None => self.add_loop(name.to_owned())?.add(Box::new(worker)),
+                },
             }
         }
+        self.transports.push(Transport::new(shape, Arc::clone(&self.memory), interrupt, handles)?);
         let size = layout::VIRTIO_MMIO_SIZE >> 10;
         // Writing to a String cannot fail.
         let _ = write!(self.device_arguments, "virtio_mmio.device={size}K@{address:#x}:{irq} ");
         Ok(())
+    }
+
+    fn add_loop(&mut self, name: String) -> io::Result<&mut EventLoop> {
+        let own = EventLoop::new(self.stop.clone())?;
+        self.own_loops.push((name, own));
+        let (_, own) = self.own_loops.last_mut().ok_or(io::ErrorKind::NotFound)?;
+        Ok(own)
     }
 
     /// Loads the kernel; the devices plugged in so far are named on its command line before `cmdline`, which may end in
@@ -204,7 +247,7 @@ impl Machine {
         for (name, own) in self.own_loops {
             loops.push(Builder::new().name(name).spawn(move || own.run())?);
         }
-        let vcpus = Vcpus::run(vcpus, &bus, &self.stop)?;
+        let vcpus = Vcpus::run(vcpus, &bus, &self.gate, &self.stop)?;
         running();
         let main_loop = self.main_loop.run();
         drop(vcpus);

@@ -15,6 +15,9 @@ Examples:
     lazaret-vmm --kernel vmlinux --disk root.erofs,ro --cmdline 'console=hvc0 root=/dev/vda ro reboot=k panic=-1'
   Two vCPUs, 1 GiB, a writable disk and a shared directory (mount -t virtiofs data /mnt):
     lazaret-vmm --kernel vmlinux --disk root.img --vcpus 2 --memory 1G --shared data=/srv/data
+  Give it a network interface, with a tap that is made beforehand:
+    ip tuntap add tap0 mode tap vnet_hdr; ip link set tap0 up
+    lazaret-vmm --kernel vmlinux --disk root.img --net tap=tap0
   See a kernel die before it has virtio:
     lazaret-vmm --kernel vmlinux --console serial --cmdline 'earlyprintk=ttyS0 console=ttyS0'
   Can this machine's KVM run a kernel?

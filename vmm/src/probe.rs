@@ -16,7 +16,7 @@ use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// A good KVM takes a millisecond; one that interprets, or is itself emulated, some more.
-const DEADLINE: Duration = Duration::from_secs(2);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What KVM is worth on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -73,7 +73,7 @@ enum Unusable {
     Fault,
     #[error("cannot be set up: {0}")]
     Hypervisor(#[from] HypervisorError),
-    #[error("did not get through a few instructions in {} s", DEADLINE.as_secs())]
+    #[error("did not get through a few instructions in {} s", PROBE_TIMEOUT.as_secs())]
     Slow,
     #[error("could not be tried out: {0}")]
     Host(#[from] io::Error),
@@ -127,7 +127,7 @@ fn run(kvm: OwnedFd, guest: &[u8]) -> Result<(), Unusable> {
         // The receiver has gone when the deadline has passed.
         let _ = result.send(outcome);
     });
-    let outcome = done.recv_timeout(DEADLINE).unwrap_or_else(|_| {
+    let outcome = done.recv_timeout(PROBE_TIMEOUT).unwrap_or_else(|_| {
         stop.store(true, Ordering::SeqCst);
         // An error says that it has just ended.
         let _ = kick(&runner);

@@ -31,7 +31,7 @@ impl Serial {
         self.0.read(offset)
     }
 
-    /// What cannot be printed is lost, as on a line that nobody listens to.
+    /// A byte that cannot be printed is lost.
     pub fn write(&mut self, offset: u8, value: u8) {
         if let Err(error) = self.0.write(offset, value) {
             log::debug!("serial port: {error:?}");

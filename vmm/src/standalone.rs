@@ -2,10 +2,12 @@
 
 use crate::console::{BoundedLog, Output};
 use crate::machine::{Machine, MachineError, Placement};
+use crate::nics;
 use crate::terminal::{Keyboard, RawMode, Signals, Typed};
 use crate::virtio::blk::Blk;
 use crate::virtio::console::Console;
 use crate::virtio::fs::{FsDevice, FsError, own_descriptors};
+use crate::virtio::net::{self, Mac, Net, PlugError, Tap, TapError};
 use crate::virtio::rng::Rng;
 use clap::Args;
 use lazaret_vmm_wire::Cause;
@@ -34,6 +36,11 @@ pub struct Flags {
     /// Guest memory: MiB, or with the suffix M or G
     #[arg(long, value_name = "SIZE", default_value = "256")]
     pub memory: Memory,
+    /// A network interface of the guest's: a tap device of this network namespace, which is made if it is not there. For
+    /// several vCPUs make it beforehand with several queues:
+    /// ip tuntap add NAME mode tap multi_queue vnet_hdr
+    #[arg(long = "net", value_name = "tap=NAME[,mac=ADDRESS]")]
+    pub nets: Vec<NetFlag>,
     /// vCPUs
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub vcpus: u8,
@@ -58,6 +65,35 @@ impl FromStr for DiskFlag {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (path, read_only) = text.strip_suffix(",ro").map_or((text, false), |path| (path, true));
         Ok(Self { path: path.into(), read_only })
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetFlag {
+    tap: String,
+    mac: Option<Mac>,
+}
+
+impl FromStr for NetFlag {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const USAGE: &str = "a tap device and perhaps an address, as in tap=tap0,mac=02:00:00:00:00:01";
+        let mut flag = Self { tap: String::new(), mac: None };
+        for part in text.split(',') {
+            match part.split_once('=') {
+                Some(("tap", name)) if (1..libc::IFNAMSIZ).contains(&name.len()) => {
+                    name.clone_into(&mut flag.tap)
+                }
+                Some(("mac", mac)) => {
+                    let bytes = mac.split(':').map(|byte| u8::from_str_radix(byte, 16));
+                    let bytes = bytes.collect::<Result<Vec<_>, _>>().map_err(|_| USAGE)?;
+                    flag.mac = Some(bytes.try_into().map_err(|_| USAGE)?);
+                }
+                _ => return Err(USAGE),
+            }
+        }
+        if flag.tap.is_empty() { Err(USAGE) } else { Ok(flag) }
     }
 }
 
@@ -130,6 +166,12 @@ pub enum StandaloneError {
     Machine(#[from] MachineError),
     #[error(transparent)]
     Fs(#[from] FsError),
+    #[error(
+        "cannot use the tap device {name}: {source}; to make one: ip tuntap add {name} mode tap vnet_hdr"
+    )]
+    Tap { name: String, source: TapError },
+    #[error("cannot use the tap device {name}: {source}")]
+    Plug { name: String, source: PlugError },
     /// The VM ran, and failed.
     #[error("{0}")]
     Ended(String),
@@ -178,6 +220,9 @@ pub fn run(flags: &Flags) -> Result<bool, StandaloneError> {
     }
     machine.add("console", Box::new(Console::new(console, input)), Placement::Shared)?;
     machine.add("rng", Box::new(Rng), Placement::Shared)?;
+    for (slot, flag) in (0..).zip(&flags.nets) {
+        add_tap(&mut machine, slot, flag, flags.vcpus)?;
+    }
     if let Some(shared) = &flags.shared {
         let device = FsDevice::new(&shared.tag, &shared.directory, own_descriptors()?)?;
         machine.add("fs", Box::new(device), Placement::Own)?;
@@ -197,6 +242,22 @@ pub fn run(flags: &Flags) -> Result<bool, StandaloneError> {
         Cause::Requested => Ok(false),
         Cause::Error(reason) => Err(StandaloneError::Ended(reason.clone())),
     }
+}
+
+/// A network interface that is plugged in from the start.
+fn add_tap(machine: &mut Machine, slot: u8, flag: &NetFlag, vcpus: u8) -> Result<(), StandaloneError> {
+    let name = &flag.tap;
+    let tap_failed = |source| StandaloneError::Tap { name: name.clone(), source };
+    let queues = vcpus.clamp(1, lazaret_vmm_wire::MAX_QUEUE_PAIRS);
+    let taps = Tap::open(name, queues.into()).map_err(tap_failed)?;
+    let mtu = net::mtu_of(name).map_err(|error| tap_failed(error.into()))?;
+    let pairs = u16::try_from(taps.len()).unwrap_or(u16::MAX);
+    let net = Net::new(slot, pairs).map_err(MachineError::from)?;
+    let mac = flag.mac.unwrap_or([2, 0, 0, 0, 1, slot]);
+    let plugged = net.link().plug(taps, mac, mtu, || ());
+    plugged.map_err(|source| StandaloneError::Plug { name: name.clone(), source })?;
+    nics::add(machine, slot, net)?;
+    Ok(())
 }
 
 /// Neither end blocks: the device waits by its event loop, and the keyboard must not wait at all.

@@ -3,6 +3,7 @@
 use crate::event_loop::{Subscriber, Watches};
 use crate::serial::Serial;
 use crate::stop::Stop;
+use crate::sync::lock;
 use lazaret_vmm_wire::Cause;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -10,7 +11,7 @@ use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use std::fs::File;
 use std::io::{self, IsTerminal, Write, stdin};
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use vmm_sys_util::epoll::EventSet;
 
 /// Ctrl-A, and then `x`, ends the VM; Ctrl-A twice types one.
@@ -80,7 +81,7 @@ impl Keyboard {
 impl Subscriber for Keyboard {
     fn start(&mut self, watches: &mut Watches) -> io::Result<()> {
         match watches.set(stdin().as_raw_fd(), 0, EventSet::IN) {
-            // A file, or /dev/null: nobody types there.
+            // A file or /dev/null cannot be watched, and has no keyboard behind it.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
             other => other,
         }
@@ -98,7 +99,7 @@ impl Subscriber for Keyboard {
         match &mut self.typed {
             // A guest that does not read its console loses what is typed, when the pipe is full.
             Typed::Console(pipe) => drop(pipe.write(&bytes)),
-            Typed::Serial(serial) => serial.lock().unwrap_or_else(PoisonError::into_inner).type_in(&bytes),
+            Typed::Serial(serial) => lock(serial).type_in(&bytes),
         }
         Ok(())
     }

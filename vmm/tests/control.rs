@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "these are tests: they fail by panicking")]
 
 use lazaret_vmm::micro_guest;
+use lazaret_vmm::virtio::net::{Tap, mtu_of};
 use lazaret_vmm_wire::{
-    Cause, Channel, ChannelError, Disk, Event, Request, Shared, Stopped, VmConfig, Vsock,
+    Cause, Channel, ChannelError, Disk, Event, Name, Nic, NicState, Request, Shared, Stopped, VmConfig, Vsock,
 };
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -17,6 +18,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 micro_guest!(
     says_hi_and_resets,
@@ -73,8 +75,11 @@ impl Vmm {
             }
         };
         let kernel = micro_guest::file(code).unwrap();
-        let mut descriptors: Vec<BorrowedFd> = vec![kvm.as_fd(), kernel.as_fd(), log.as_fd()];
-        descriptors.extend(disks.iter().map(AsFd::as_fd));
+        // The order is of no matter.
+        let disks = (0..).zip(disks).map(|(index, disk)| (Name::Disk(index), disk.as_fd()));
+        let mut descriptors: Vec<(Name, BorrowedFd)> = disks.collect();
+        descriptors.extend([(Name::ConsoleLog, log.as_fd()), (Name::Kvm, kvm.as_fd())]);
+        descriptors.push((Name::Kernel, kernel.as_fd()));
         self.channel.send(&Request::Boot(config), &descriptors).unwrap();
         true
     }
@@ -92,7 +97,7 @@ impl Vmm {
 
 fn config() -> VmConfig {
     let cmdline = "quiet".to_owned();
-    VmConfig { vcpus: 2, memory_mib: 8, cmdline, disks: Vec::new(), shared: None, vsock: None }
+    VmConfig { vcpus: 2, memory_mib: 8, cmdline, disks: Vec::new(), shared: None, vsock: None, nics: 0 }
 }
 
 #[test]
@@ -126,6 +131,28 @@ fn a_request_ends_it() {
 }
 
 #[test]
+fn it_is_paused_and_resumed_and_ends_while_it_is_paused() {
+    let mut vmm = Vmm::start();
+    let log = tempfile::tempfile().unwrap();
+    if !vmm.boot(config(), sleeps(), &log, &[]) {
+        return;
+    }
+    assert_eq!(vmm.event(), Event::Running);
+    let ask = |request| {
+        vmm.channel.send(&request, &[]).unwrap();
+        vmm.event()
+    };
+    assert_eq!(ask(Request::Pause), Event::Paused);
+    assert_eq!(ask(Request::Pause), Event::PauseRefused("the VM is paused already".to_owned()));
+    assert_eq!(ask(Request::Resume), Event::Resumed);
+    assert_eq!(ask(Request::Resume), Event::ResumeRefused("the VM is not paused".to_owned()));
+    assert_eq!(ask(Request::Pause), Event::Paused);
+    let stopped = Stopped { cause: Cause::Requested, console: Vec::new() };
+    assert_eq!(ask(Request::Stop), Event::Stopped(stopped));
+    assert!(vmm.process.wait().unwrap().success());
+}
+
+#[test]
 fn the_end_of_the_shim_ends_it() {
     let mut vmm = Vmm::start();
     let log = tempfile::tempfile().unwrap();
@@ -155,7 +182,10 @@ fn what_cannot_be_built_is_told_in_one_line() {
     let line = told(VmConfig { memory_mib: 1, ..config() }, &[]).unwrap();
     assert!(line.starts_with("a VM has from 2 to "), "{line}");
     let line = told(config(), &[tempfile::tempfile().unwrap()]).unwrap();
-    assert_eq!(line, "the boot request came with 4 descriptors, 3 are needed");
+    assert_eq!(line, "the boot request: the descriptor \"disk 0\" is not expected");
+    let disks = vec![Disk { read_only: false }];
+    let line = told(VmConfig { disks, ..config() }, &[]).unwrap();
+    assert_eq!(line, "the boot request: the descriptor \"disk 0\" is missing");
     let line = told(VmConfig { cmdline: "x".repeat(3000), ..config() }, &[]).unwrap();
     assert!(line.starts_with("the kernel command line has 3"), "{line}");
 }
@@ -171,7 +201,7 @@ fn a_connection_to_a_guest_without_a_driver_waits_and_ends_with_the_vm() {
     assert_eq!(vmm.event(), Event::Running);
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).unwrap();
-    vmm.channel.send(&Request::Connect { port: 1025 }, &[theirs.as_fd()]).unwrap();
+    vmm.channel.send(&Request::Connect { port: 1025 }, &[(Name::Stream, theirs.as_fd())]).unwrap();
     drop(theirs);
     vmm.channel.send(&Request::Stop, &[]).unwrap();
     assert!(matches!(vmm.event(), Event::Stopped(_)));
@@ -284,4 +314,95 @@ fn a_stop_that_comes_before_the_vcpus_run_is_a_stop() {
         assert_eq!(vmm.event(), Event::Stopped(Stopped { cause: Cause::Requested, console: Vec::new() }));
         assert!(vmm.process.wait().unwrap().success());
     }
+}
+
+/// Runs `test` in a network namespace of its own, where root can make taps.
+fn in_network_namespace(test: impl FnOnce() + Send) {
+    if !nix::unistd::geteuid().is_root() {
+        let _ = writeln!(io::stderr(), "skipped: a tap needs root");
+        return;
+    }
+    thread::scope(|scope| {
+        let run = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            test();
+        });
+        if let Err(panic) = run.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+const NIC: Nic = Nic { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 };
+
+impl Vmm {
+    /// Asks for a plug; what the VMM says of that slot, which is to be `slot`.
+    fn plug(&self, slot: u8, nic: Nic, taps: &[Tap]) -> NicState {
+        let taps: Vec<_> = (0..).zip(taps).map(|(queue, tap)| (Name::Tap(queue), tap.as_fd())).collect();
+        self.channel.send(&Request::PlugNic { slot, nic }, &taps).unwrap();
+        self.nic(slot)
+    }
+
+    fn unplug(&self, slot: u8) -> NicState {
+        self.channel.send(&Request::UnplugNic { slot }, &[]).unwrap();
+        self.nic(slot)
+    }
+
+    fn nic(&self, slot: u8) -> NicState {
+        match self.event() {
+            Event::Nic { slot: told, state } if told == slot => state,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_tap_is_plugged_into_a_slot_of_the_jailed_vmm_and_unplugged() {
+    in_network_namespace(|| {
+        let vmm = Vmm::start();
+        let log = tempfile::tempfile().unwrap();
+        if !vmm.boot(VmConfig { nics: 2, ..config() }, sleeps(), &log, &[]) {
+            return;
+        }
+        assert_eq!(vmm.event(), Event::Running);
+        let refused = |why: &str| NicState::Refused(why.to_owned());
+        for slot in [1, 0, 1] {
+            // One queue for each of the two vCPUs. What is left here is closed: the device is the VMM's alone.
+            let taps = Tap::open("tap0", 2).unwrap();
+            assert_eq!(vmm.plug(slot, NIC, &taps), NicState::Plugged);
+            drop(taps);
+            assert_eq!(vmm.plug(slot, NIC, &Tap::open("tap1", 2).unwrap()), refused("the slot is in use"));
+            assert_eq!(vmm.unplug(slot), NicState::Unplugged);
+            assert_eq!(vmm.unplug(slot), refused("nothing is plugged in"));
+            // It is closed by then, and so it is gone: but for a child of this process between its fork and its exec.
+            let begun = Instant::now();
+            while mtu_of("tap0").is_ok() {
+                assert!(begun.elapsed() < Duration::from_secs(10), "the tap is still open");
+                thread::yield_now();
+            }
+        }
+        assert_eq!(vmm.plug(2, NIC, &[]), refused("the VM has 2 slots for network interfaces, from 0 on"));
+        assert_eq!(vmm.plug(0, NIC, &[]), refused("the descriptor \"tap queue 0\" is missing"));
+        let taps = Tap::open("tap0", 3).unwrap();
+        assert_eq!(vmm.plug(0, NIC, &taps), refused("the descriptor \"tap queue 2\" is not expected"));
+        let mtu = vmm.plug(0, Nic { mtu: 60, ..NIC }, &taps[..2]);
+        assert_eq!(mtu, refused("an MTU is from 68 to 65535, not 60"));
+        vmm.channel.send(&Request::PlugNic { slot: 0, nic: NIC }, &[(Name::Tap(0), log.as_fd())]).unwrap();
+        let NicState::Refused(why) = vmm.nic(0) else { panic!("a file was taken for a tap") };
+        assert!(
+            why.starts_with("the descriptor \"tap queue 0\": it is not a queue of a tap device"),
+            "{why}"
+        );
+    });
+}
+
+#[test]
+fn there_are_no_more_slots_than_interrupt_lines() {
+    let vmm = Vmm::start();
+    let log = tempfile::tempfile().unwrap();
+    if !vmm.boot(VmConfig { nics: 20, ..config() }, sleeps(), &log, &[]) {
+        return;
+    }
+    let Event::Stopped(Stopped { cause: Cause::Error(line), .. }) = vmm.event() else { panic!("it runs") };
+    assert_eq!(line, "no interrupt line is left for another device; there are 19");
 }

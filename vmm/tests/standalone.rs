@@ -9,6 +9,7 @@ use nix::sys::termios::tcgetattr;
 use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
@@ -93,6 +94,44 @@ fn the_guests_reset_is_success_and_its_console_goes_where_it_was_sent() {
     let output = vmm(&["--kernel", kernel, "--console", &to_file, "--memory", "8M"]).output().unwrap();
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), &b""[..]));
     assert_eq!(fs::read_to_string(log).unwrap(), "hi");
+}
+
+// Prints the type of the third device, behind console and rng, its link's status and the last byte of its address.
+micro_guest!(
+    looks_at_its_network_interface,
+    "mov dx, 0x3f8",
+    "mov eax, [0xd0002008]",
+    "add al, '0'",
+    "out dx, al",
+    "mov al, [0xd0002106]",
+    "add al, '0'",
+    "out dx, al",
+    "mov al, [0xd0002105]",
+    "out dx, al",
+    "mov al, 0xfe",
+    "out 0x64, al",
+    "2: jmp 2b",
+);
+
+#[test]
+fn a_tap_is_plugged_in_from_the_start() {
+    if !have_kvm() || !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let (_directory, kernel) = kernel(looks_at_its_network_interface());
+    let arguments = ["--kernel", kernel.to_str().unwrap(), "--console", "serial"];
+    for (net, vcpus) in [("tap=lz-test,mac=02:00:00:00:00:21", "1"), ("tap=lz-test,mac=02:0:0:0:0:21", "3")] {
+        let mut command = vmm(&[&arguments[..], &["--net", net, "--vcpus", vcpus]].concat());
+        // SAFETY: unshare is async-signal-safe.
+        unsafe { command.pre_exec(|| Ok(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?)) };
+        let output = command.output().unwrap();
+        assert_eq!(
+            (output.status.code(), output.stdout.as_slice()),
+            (Some(0), &b"11!"[..]),
+            "{}",
+            stderr(&output)
+        );
+    }
 }
 
 #[test]
@@ -182,6 +221,10 @@ fn bad_input_is_one_line_that_says_what_and_why() {
         &["--memory", "lots"][..],
         &["--console", "file:"],
         &["--shared", "tag"],
+        &["--net", "tap0"],
+        &["--net", "mac=02:00:00:00:00:01"],
+        &["--net", "tap=tap0,mac=02:00:00:00:00"],
+        &["--net", "tap=a-name-too-long-"],
         &["--probe", "--vcpus", "2"],
     ] {
         assert_eq!(vmm(arguments).output().unwrap().status.code(), Some(2), "{arguments:?}");

@@ -1,4 +1,4 @@
-//! The handshake of a stdio stream: `stdio.md` draws it.
+//! The handshake of a stdio stream: `stdio.md` draws it. Its ack is other streams' answer, too.
 
 use crate::agent::StreamHeader;
 use protobuf::Message;
@@ -11,7 +11,7 @@ pub const MAX_HEADER: usize = 1024;
 #[repr(u8)]
 pub enum Ack {
     Attached = 0,
-    /// There is no such process, or it has no such descriptor.
+    /// There is no such process, or it has no such descriptor; nothing accepts connections at that port.
     NotFound = 1,
     /// Another stream is attached to that descriptor.
     Taken = 2,

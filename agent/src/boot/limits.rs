@@ -5,7 +5,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use std::io;
 
 /// What service managers give containerd, and so what users of other runtimes find in their containers.
-const FILES: u64 = 1_048_576;
+const MAX_OPEN_FILES: u64 = 1_048_576;
 
 /// # Errors
 /// [`BootError::Limit`].
@@ -15,7 +15,7 @@ pub(super) fn set() -> Result<(), BootError> {
     std::fs::write("/proc/self/oom_score_adj", "-1000")
         .map_err(|source| BootError::Limit { what: "the agent's OOM score", source })?;
     for (what, resource, value) in [
-        ("the limit of open files", Resource::RLIMIT_NOFILE, FILES),
+        ("the limit of open files", Resource::RLIMIT_NOFILE, MAX_OPEN_FILES),
         ("the limit of processes", Resource::RLIMIT_NPROC, RLIM_INFINITY),
         ("the limit of core files", Resource::RLIMIT_CORE, RLIM_INFINITY),
     ] {

@@ -2,6 +2,7 @@
 
 mod limits;
 mod loopback;
+mod memory;
 mod mounts;
 
 use crate::paths;
@@ -32,5 +33,6 @@ pub(crate) fn prepare() -> Result<(), BootError> {
         made.map_err(|source| BootError::Directory { path, source })?;
     }
     limits::set()?;
+    memory::keep_working_set()?;
     loopback::up().map_err(BootError::Loopback)
 }

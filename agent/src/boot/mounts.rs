@@ -1,7 +1,7 @@
 //! The guest's file systems. The root is read-only; what is written is in memory, or the host's.
 
 use crate::{cgroup, paths};
-use lazaret_agent_api::{SHARED_ROOT, SHARED_TAG};
+use lazaret_agent_api::{SHARED_MEMORY, SHARED_ROOT, SHARED_TAG};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use std::io;
@@ -34,7 +34,7 @@ const NODEV: MsFlags = MsFlags::MS_NODEV;
 const NOEXEC: MsFlags = MsFlags::MS_NOEXEC;
 
 /// A parent comes before what is mounted below it.
-const MOUNTS: [Mount; 9] = [
+const MOUNTS: [Mount; 10] = [
     Mount {
         source: "devtmpfs",
         fstype: "devtmpfs",
@@ -79,6 +79,14 @@ const MOUNTS: [Mount; 9] = [
     },
     Mount { source: "run", fstype: "tmpfs", target: "/run", flags: NOSUID.union(NODEV), data: "mode=755" },
     Mount { source: "tmp", fstype: "tmpfs", target: "/tmp", flags: NOSUID.union(NODEV), data: "mode=1777" },
+    // As large as CRI makes it.
+    Mount {
+        source: "shm",
+        fstype: "tmpfs",
+        target: SHARED_MEMORY,
+        flags: NOSUID.union(NODEV).union(NOEXEC),
+        data: "mode=1777,size=64m",
+    },
     // Containers live in it: devices and set-user-id programs are theirs to have. Their specs say otherwise.
     Mount { source: SHARED_TAG, fstype: "virtiofs", target: SHARED_ROOT, flags: MsFlags::empty(), data: "" },
 ];

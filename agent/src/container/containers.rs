@@ -1,29 +1,30 @@
 //! All containers of the guest, by id.
 
-use super::state::State;
 use super::{Container, Process, create};
 use crate::crun::Crun;
 use crate::paths;
 use crate::rpc::RpcError;
-use crate::spec::Guest;
+use crate::spec::{Guest, Sharing};
+use crate::sync::lock;
 use lazaret_agent_api::agent::{CreateContainerRequest, CreateExecRequest};
+use lazaret_agent_api::check_identifier;
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
-/// containerd's limit for ids.
-const MAX_ID: usize = 76;
-/// How long the guest's end waits for that of its containers.
-const KILLED: Duration = Duration::from_secs(5);
+/// How long the end of the guest waits until the containers have ended that it has killed.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) struct Containers {
     crun: Arc<Crun>,
     guest: Guest,
     bundles: PathBuf,
-    /// `None` while it is made or removed: its id is in use, and there is nothing to be had.
+    /// `None` while the container is made or removed: its id is taken, but there is no container to use.
     table: Mutex<HashMap<String, Option<Arc<Container>>>>,
+    /// The container whose files dockerd has, or had last. Taken while `table` is held.
+    docker_view: Mutex<Option<String>>,
 }
 
 impl Containers {
@@ -31,9 +32,15 @@ impl Containers {
         Self::at(paths::CONTAINERS.into(), crun)
     }
 
-    /// With bundles in another place.
+    /// Keeps the containers' bundles in `bundles`.
     pub(crate) fn at(bundles: PathBuf, crun: Crun) -> Self {
-        Self { crun: Arc::new(crun), guest: Guest::look(), bundles, table: Mutex::default() }
+        Self {
+            crun: Arc::new(crun),
+            guest: Guest::look(),
+            bundles,
+            table: Mutex::default(),
+            docker_view: Mutex::default(),
+        }
     }
 
     /// # Errors
@@ -49,26 +56,53 @@ impl Containers {
         self.get(id)?.process(exec_id)
     }
 
-    /// The pid of the first process of a container that has not ended; its file system is complete from its creation on.
-    pub(crate) fn living(&self) -> Option<libc::pid_t> {
+    /// The pid of the first process of the container whose files dockerd is to have from now on: of those that have not ended the
+    /// oldest, and one that only holds its pod where there is no other. Its file system is complete from its creation on.
+    pub(crate) fn take_docker_view(&self) -> Option<libc::pid_t> {
         let table = self.table();
-        let mut living = table.values().flatten().map(|container| &container.init);
-        living.find(|init| !matches!(init.state(), State::Ended(_)))?.pid()
+        let live = table.values().flatten().filter(|container| container.is_live());
+        let view = live.min_by_key(|container| (container.holds_pod, container.number))?;
+        *lock(&self.docker_view) = Some(view.id.clone());
+        view.init.pid()
+    }
+
+    /// The namespaces of other containers that a new one is to have: by type, where they are.
+    fn namespaces(
+        &self,
+        id: &str,
+        joins: &HashMap<String, String>,
+    ) -> Result<HashMap<String, PathBuf>, RpcError> {
+        let find = |(kind, of): (&String, &String)| {
+            if !["pid", "ipc", "uts", "user"].contains(&kind.as_str()) {
+                return Err(RpcError::InvalidArgument(format!("container {id}: no namespace is a {kind:?}")));
+            }
+            let live = self.get(of).ok().filter(|container| container.is_live());
+            let pid = live.and_then(|container| container.init.pid()).ok_or_else(|| {
+                RpcError::FailedPrecondition(format!(
+                    "container {id}: it is to have the {kind} namespace of container {of}, which does not run"
+                ))
+            })?;
+            Ok((kind.clone(), PathBuf::from(format!("/proc/{pid}/ns/{kind}"))))
+        };
+        joins.iter().map(find).collect()
     }
 
     /// Makes a container. Answers with its process's pid.
     ///
     /// # Errors
-    /// ALREADY_EXISTS, INVALID_ARGUMENT, INTERNAL.
+    /// ALREADY_EXISTS, INVALID_ARGUMENT, FAILED_PRECONDITION, INTERNAL.
     pub(crate) async fn create(&self, request: CreateContainerRequest) -> Result<libc::pid_t, RpcError> {
         let id = request.container_id.clone();
         check_id("container", &id)?;
-        let place = Place::reserve(self, &id)?;
+        let reservation = Reservation::reserve(self, &id)?;
         let begun = Instant::now();
-        let container = create::create(request, &self.bundles, self.crun.clone(), &self.guest).await?;
+        let namespaces = self.namespaces(&id, &request.joins)?;
+        let sharing = Sharing { namespaces, holds_pod: request.holds_pod };
+        let crun = self.crun.clone();
+        let container = create::create(request, &self.bundles, crun, &self.guest, sharing).await?;
         log::info!("container {id}: made in {} ms", begun.elapsed().as_millis());
         let pid = container.init.pid().unwrap_or_default();
-        place.settle(Some(Arc::new(container)));
+        reservation.put(Some(Arc::new(container)));
         Ok(pid)
     }
 
@@ -92,7 +126,14 @@ impl Containers {
         Ok(pid)
     }
 
-    /// Forgets a process; a container's own with the container, `before` whose removal something is to be done.
+    /// # Errors
+    /// As [`Container::update`].
+    pub(crate) async fn update(&self, id: &str, resources: &[u8]) -> Result<(), RpcError> {
+        self.get(id)?.update(resources, &self.guest).await
+    }
+
+    /// Forgets an exec, or removes a container when `exec_id` is empty. `end_docker` is awaited before a container is removed whose
+    /// files dockerd has.
     ///
     /// # Errors
     /// NOT_FOUND, FAILED_PRECONDITION, INTERNAL.
@@ -100,17 +141,21 @@ impl Containers {
         &self,
         id: &str,
         exec_id: &str,
-        before: impl Future<Output = ()>,
+        end_docker: impl Future<Output = ()>,
     ) -> Result<(), RpcError> {
         let container = self.get(id)?;
         if !exec_id.is_empty() {
             return container.delete_exec(exec_id);
         }
         container.init.may_delete()?;
-        let place = Place::take(self, id)?;
-        before.await;
+        let reservation = Reservation::take(self, id)?;
+        // dockerd does not take its view of a container that is out of the table.
+        let in_view = lock(&self.docker_view).take_if(|view| view == id).is_some();
+        if in_view {
+            end_docker.await;
+        }
         container.delete().await?;
-        place.settle(None);
+        reservation.put(None);
         Ok(())
     }
 
@@ -122,8 +167,8 @@ impl Containers {
                 container.init.wait().await;
             }
         };
-        if timeout(KILLED, ended).await.is_err() {
-            log::warn!("containers were killed but did not end within {} s", KILLED.as_secs());
+        if timeout(KILL_TIMEOUT, ended).await.is_err() {
+            log::warn!("containers were killed but did not end within {} s", KILL_TIMEOUT.as_secs());
         }
     }
 
@@ -131,38 +176,32 @@ impl Containers {
     pub(crate) fn kill(&self) -> Vec<Arc<Container>> {
         let all: Vec<_> = self.table().values().flatten().cloned().collect();
         for container in &all {
-            // Ended already is as good.
+            // An error says that the process has ended already.
             let _ = container.init.signal(libc::SIGKILL);
         }
         all
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Container>>>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 }
 
 /// The id becomes the name of directories and of a cgroup.
 fn check_id(what: &str, id: &str) -> Result<(), RpcError> {
-    let letters = id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
-    let begins = id.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
-    if letters && begins && id.len() <= MAX_ID {
-        return Ok(());
-    }
-    let shown: String = id.chars().take(MAX_ID).collect();
-    let rule = format!("letters, digits, '.', '-' and '_', at most {MAX_ID}, the first a letter or digit");
-    Err(RpcError::InvalidArgument(format!("{shown:?} is no {what} id: {rule}")))
+    check_identifier(id).map_err(|error| RpcError::InvalidArgument(format!("{what} id: {error}")))
 }
 
-/// An id while its container is made or removed; settles what the table says in the end, whatever happens between.
-struct Place<'a> {
+/// An id whose container is being made or removed. When this is dropped the table gets what was [`put`](Self::put): the
+/// container, or nothing, and then the id is free.
+struct Reservation<'a> {
     containers: &'a Containers,
     id: &'a str,
     container: Option<Arc<Container>>,
 }
 
-impl<'a> Place<'a> {
-    /// For a container to be made: until there is one, the id is free again in the end.
+impl<'a> Reservation<'a> {
+    /// Takes an id for a new container. Without a `put` the id is free again.
     fn reserve(containers: &'a Containers, id: &'a str) -> Result<Self, RpcError> {
         let mut table = containers.table();
         if table.contains_key(id) {
@@ -173,7 +212,7 @@ impl<'a> Place<'a> {
         Ok(Self { containers, id, container: None })
     }
 
-    /// For a container to be removed: until it is, it is found again in the end.
+    /// Takes a container out of the table to remove it. Without a `put` the container is found again.
     fn take(containers: &'a Containers, id: &'a str) -> Result<Self, RpcError> {
         let container = containers.table().get_mut(id).and_then(Option::take);
         match container {
@@ -182,12 +221,12 @@ impl<'a> Place<'a> {
         }
     }
 
-    fn settle(mut self, container: Option<Arc<Container>>) {
+    fn put(mut self, container: Option<Arc<Container>>) {
         self.container = container;
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         let mut table = self.containers.table();
         match self.container.take() {

@@ -1,21 +1,22 @@
 //! Processes that are added to a container.
 
 use super::launch::launch;
-use super::process::{DRAIN, Process};
+use super::process::{OUTPUT_DRAIN_TIMEOUT, Process};
 use super::state::State;
 use super::{Bundle, Container};
 use crate::reaper::Exit;
 use crate::rpc::RpcError;
 use crate::spec::{self, ExecSpec, Guest};
 use crate::stdio::ProcessIo;
+use crate::sync::lock;
 use lazaret_agent_api::agent::CreateExecRequest;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// As a shell says that a command cannot be run.
+/// The exit status of an exec that could not be started: a shell's, for a command that cannot be run.
 const CANNOT_RUN: u32 = 127;
 
 /// A container's execs, by id.
@@ -36,22 +37,22 @@ impl Execs {
         self.table().get(id).map(|exec| exec.process.clone())
     }
 
-    fn planned(&self, id: &str) -> Option<(Arc<Process>, Arc<ExecSpec>)> {
+    fn process_and_spec(&self, id: &str) -> Option<(Arc<Process>, Arc<ExecSpec>)> {
         self.table().get(id).map(|exec| (exec.process.clone(), exec.spec.clone()))
     }
 
-    /// Waits until all that were started are told to have ended, as long as their output may take.
+    /// Waits until the exits of all execs that were started are known, for as long as their output may take.
     pub(super) async fn ended(&self) {
         let started: Vec<_> = self.table().values().map(|exec| exec.process.clone()).collect();
         for process in started.iter().filter(|process| process.state() != State::Created) {
-            if timeout(DRAIN + Duration::from_secs(1), process.wait()).await.is_err() {
+            if timeout(OUTPUT_DRAIN_TIMEOUT + Duration::from_secs(1), process.wait()).await.is_err() {
                 log::warn!("an exec has outlived its container's first process");
             }
         }
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<String, Exec>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 }
 
@@ -84,7 +85,7 @@ impl Container {
     /// NOT_FOUND; FAILED_PRECONDITION when it was started or the container does not run; INVALID_ARGUMENT when it cannot
     /// be run; INTERNAL.
     pub(super) async fn start_exec(&self, id: &str) -> Result<libc::pid_t, RpcError> {
-        let (process, spec) = self.execs.planned(id).ok_or_else(|| self.no_process(id))?;
+        let (process, spec) = self.execs.process_and_spec(id).ok_or_else(|| self.no_process(id))?;
         let not_running = || RpcError::FailedPrecondition(format!("container {} is not running", self.id));
         if self.init.state() != State::Running {
             return Err(not_running());
@@ -97,7 +98,7 @@ impl Container {
             }
             Err(error) => {
                 process.fail(Exit::now(CANNOT_RUN));
-                // That is then why, and crun's words for it are many.
+                // A container that has ended is the reason, which crun reports in many ways.
                 Err(if self.init.state() == State::Running { error } else { not_running() })
             }
         }

@@ -6,8 +6,10 @@ mod exec;
 mod launch;
 mod process;
 mod state;
+mod stats;
 #[cfg(test)]
 pub(crate) mod test_support;
+mod update;
 
 pub(crate) use containers::Containers;
 pub(crate) use process::Process;
@@ -16,6 +18,7 @@ use crate::cgroup::Cgroup;
 use crate::crun::Crun;
 use crate::rpc::RpcError;
 use exec::Execs;
+use stats::Accounts;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +26,10 @@ use std::sync::Arc;
 /// A container, from the moment crun has made it.
 pub(crate) struct Container {
     id: String,
+    /// How many were made before it.
+    number: u64,
+    /// It runs no program of the user's.
+    holds_pod: bool,
     /// Its bundle and the directories of its execs; removed with it.
     bundle: Bundle,
     cgroup: Cgroup,
@@ -30,6 +37,9 @@ pub(crate) struct Container {
     init: Arc<Process>,
     execs: Arc<Execs>,
     crun: Arc<Crun>,
+    pub(crate) accounts: Accounts,
+    /// Held while crun changes its limits.
+    updating: tokio::sync::Mutex<()>,
 }
 
 impl Container {
@@ -71,7 +81,8 @@ impl Container {
             return self.process(exec_id)?.signal(signal);
         }
         if signal == libc::SIGKILL {
-            // The kernel takes the first process's whole pid namespace with it, and that process last.
+            // The kernel takes the first process's whole pid namespace with it, and that process last. Those in the pid namespace of
+            // another container are killed when their first has ended.
             return self.init.signal(signal);
         }
         self.init.signal(signal)?;
@@ -81,6 +92,11 @@ impl Container {
             kill(pid, signal);
         }
         Ok(())
+    }
+
+    /// Whether its own process has not ended.
+    fn is_live(&self) -> bool {
+        !matches!(self.init.state(), state::State::Ended(_))
     }
 
     /// The guest's pids of all its processes.

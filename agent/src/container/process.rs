@@ -4,14 +4,15 @@ use super::state::{State, StateError};
 use crate::reaper::{Child, Exit, ProcessHandle};
 use crate::rpc::RpcError;
 use crate::stdio::ProcessIo;
+use crate::sync::lock;
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 /// How long the end of a process waits for a host that does not read its output.
-pub(super) const DRAIN: Duration = Duration::from_secs(10);
+pub(super) const OUTPUT_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) struct Process {
     /// For messages.
@@ -58,7 +59,7 @@ impl Process {
         self.life().state.not_started();
     }
 
-    /// There will be no process: whoever waits for it need not.
+    /// The process could not be started: its exit is `exit`.
     pub(super) fn fail(&self, exit: Exit) {
         self.life().state.end(exit);
         self.io.fail();
@@ -70,17 +71,18 @@ impl Process {
         self.life().process.as_ref().map(|&(pid, _)| pid)
     }
 
-    /// There is a process now. When it ends, its output is handed over, `before` is awaited, and those who wait are told.
+    /// Takes over the process that was started. When the process ends, its output is handed over, `before` is awaited, and calls
+    /// that wait for the exit are answered.
     pub(super) fn adopt(self: &Arc<Self>, child: Child, before: impl Future<Output = ()> + Send + 'static) {
         self.life().process = Some((child.pid, child.handle));
         let process = self.clone();
         tokio::spawn(async move {
-            // The reaper drops no waiter, and lives as long as the guest.
+            // The sender is not dropped: the reaper keeps it, and lives as long as the guest.
             let exit = child.exit.await.unwrap_or_else(|_| Exit::now(255));
             process.life().state.end(exit);
             process.io.end();
-            if timeout(DRAIN, process.io.drained()).await.is_err() {
-                log::warn!("{}: its output is not being read", process.name);
+            if timeout(OUTPUT_DRAIN_TIMEOUT, process.io.drained()).await.is_err() {
+                log::warn!("{}: the host does not read the process's output", process.name);
             }
             before.await;
             process.finished.send_replace(Some(exit));
@@ -123,6 +125,6 @@ impl Process {
     }
 
     fn life(&self) -> MutexGuard<'_, Life> {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.life)
     }
 }

@@ -1,4 +1,4 @@
-//! What may be done to a process when: transitions only, no doing.
+//! The states of a process and the transitions between them, without IO.
 
 use crate::reaper::Exit;
 use crate::rpc::RpcError;
@@ -7,7 +7,7 @@ use crate::rpc::RpcError;
 pub(crate) enum State {
     /// Made, not started. A container's own process is there and waits; an exec is a plan.
     Created,
-    /// crun is at it.
+    /// crun is starting the process.
     Starting,
     Running,
     /// Also of an exec that could not be started.
@@ -39,21 +39,21 @@ impl State {
         }
     }
 
-    /// It may have ended by the time this is known.
+    /// crun has started the process, which may have ended already.
     pub(crate) fn started(&mut self) {
         if *self == Self::Starting {
             *self = Self::Running;
         }
     }
 
-    /// Starting has failed, and can be tried again.
+    /// crun could not start the process. A start may be tried again.
     pub(crate) fn not_started(&mut self) {
         if *self == Self::Starting {
             *self = Self::Created;
         }
     }
 
-    /// The first end is the end.
+    /// The process has ended. Only the first exit counts.
     pub(crate) fn end(&mut self, exit: Exit) {
         if !matches!(self, Self::Ended(_)) {
             *self = Self::Ended(exit);

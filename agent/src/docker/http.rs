@@ -1,13 +1,14 @@
-//! The two words of HTTP that are spoken about the daemon: whether it answers, and why it does not.
+//! The little HTTP that the agent speaks: it asks the daemon whether it answers, and tells a client why there is no daemon, or
+//! none for it.
 
-use lazaret_agent_api::DOCKER_SOCKET;
+use crate::paths::DOCKERD_SOCKET;
 use std::io::{self, ErrorKind};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-/// How long a client may take to say what it wants before it is told that there is no daemon.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a client may take to send its request, and again to read the answer that it is refused.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The most of an answer that is read.
 const MAX_ANSWER: u64 = 16 << 10;
 
@@ -17,7 +18,7 @@ const MAX_ANSWER: u64 = 16 << 10;
 /// One line: why there is no daemon.
 pub(crate) async fn ping() -> Result<(), String> {
     let ask = async {
-        let mut stream = UnixStream::connect(DOCKER_SOCKET).await?;
+        let mut stream = UnixStream::connect(DOCKERD_SOCKET).await?;
         // With 1.0 the answer ends with the connection.
         stream.write_all(b"GET /_ping HTTP/1.0\r\n\r\n").await?;
         let mut answer = Vec::new();
@@ -41,34 +42,49 @@ fn judge(answer: &str) -> Result<(), String> {
     Err(if line.is_empty() { "the sandbox's Docker daemon hangs up".to_owned() } else { line.to_owned() })
 }
 
-/// Answers a client as the Docker API answers when something is wrong with the daemon. The status is 503: one that is 500
-/// the Docker CLI takes for the last word on its `HEAD /_ping`, whose answer has no room for a reason. Waits for the client's question,
-/// so that it reads the answer.
+/// Of an answer of the agent's. The Docker CLI takes 500 for the last word on its `HEAD /_ping`, whose answer has no room for a
+/// reason; after another it asks on, and prints the reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Status {
+    Forbidden,
+    Unavailable,
+}
+
+impl Status {
+    fn line(self) -> &'static str {
+        match self {
+            Self::Forbidden => "403 Forbidden",
+            Self::Unavailable => "503 Service Unavailable",
+        }
+    }
+}
+
+/// Answers a client as the Docker API answers when it cannot do something. Waits for the client's question, so that it reads the
+/// answer.
 ///
 /// # Errors
 /// The kernel's; [`ErrorKind::TimedOut`] when the client asks nothing.
-pub(super) async fn refuse(stream: std::os::unix::net::UnixStream, why: &str) -> io::Result<()> {
-    stream.set_nonblocking(true)?;
-    let mut stream = UnixStream::from_std(stream)?;
+pub(super) async fn refuse(mut stream: UnixStream, status: Status, why: &str) -> io::Result<()> {
     let mut question = [0; 4096];
     let question = stream.read(&mut question);
-    match tokio::time::timeout(PATIENCE, question).await {
+    match tokio::time::timeout(CLIENT_TIMEOUT, question).await {
         Ok(Err(error)) => return Err(error),
         Ok(Ok(_)) => {}
         Err(_) => return Err(ErrorKind::TimedOut.into()),
     }
-    stream.write_all(refusal(why).as_bytes()).await?;
+    stream.write_all(refusal(status, why).as_bytes()).await?;
     stream.shutdown().await?;
     // A client that is still speaking, as with an image to be loaded, reads no answer from a socket that is closed under it.
     let rest = async { tokio::io::copy(&mut stream, &mut tokio::io::sink()).await };
-    tokio::time::timeout(PATIENCE, rest).await.map_err(|_| ErrorKind::TimedOut)?.map(drop)
+    tokio::time::timeout(CLIENT_TIMEOUT, rest).await.map_err(|_| ErrorKind::TimedOut)?.map(drop)
 }
 
-fn refusal(why: &str) -> String {
+fn refusal(status: Status, why: &str) -> String {
     let message = serde_json::json!({ "message": format!("the sandbox's Docker daemon: {why}") }).to_string();
     format!(
-        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+        "HTTP/1.1 {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
          Connection: close\r\n\r\n{message}",
+        status.line(),
         message.len()
     )
 }

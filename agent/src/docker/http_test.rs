@@ -1,20 +1,17 @@
 use super::*;
-use std::os::unix::net::UnixStream as StdUnixStream;
 
 #[test]
 fn a_daemon_that_answers_is_told_from_one_that_does_not() {
     assert_eq!(judge("HTTP/1.0 200 OK\r\nApi-Version: 1.45\r\n\r\nOK"), Ok(()));
-    assert_eq!(judge(&refusal("gone")), Err("the sandbox's Docker daemon: gone".into()));
+    assert_eq!(judge(&refusal(Status::Unavailable, "gone")), Err("the sandbox's Docker daemon: gone".into()));
     assert_eq!(judge("HTTP/1.0 500 Oops\r\n\r\nno json"), Err("HTTP/1.0 500 Oops".into()));
     assert_eq!(judge(""), Err("the sandbox's Docker daemon hangs up".into()));
 }
 
 #[tokio::test]
 async fn a_client_reads_why_it_is_refused() {
-    let (ours, theirs) = StdUnixStream::pair().unwrap();
-    theirs.set_nonblocking(true).unwrap();
-    let mut client = UnixStream::from_std(theirs).unwrap();
-    let refused = tokio::spawn(async move { refuse(ours, "it is \"gone\"").await });
+    let (ours, mut client) = UnixStream::pair().unwrap();
+    let refused = tokio::spawn(async move { refuse(ours, Status::Unavailable, "it is \"gone\"").await });
     // More than a socket holds, all of which is sent before the answer is looked at.
     client.write_all(b"POST /images/load HTTP/1.1\r\n\r\n").await.unwrap();
     client.write_all(&vec![0; 4 << 20]).await.unwrap();
@@ -29,6 +26,6 @@ async fn a_client_reads_why_it_is_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_says_nothing_is_let_go() {
-    let (ours, _theirs) = StdUnixStream::pair().unwrap();
-    assert_eq!(refuse(ours, "gone").await.unwrap_err().kind(), ErrorKind::TimedOut);
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    assert_eq!(refuse(ours, Status::Unavailable, "gone").await.unwrap_err().kind(), ErrorKind::TimedOut);
 }

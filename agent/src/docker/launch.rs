@@ -40,7 +40,7 @@ const DATA: &str = "/dev/vdc";
 /// What the data's disk is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Disk {
-    /// It lives no longer than the guest: a journal would be for nobody, and nothing has to reach the host's disk.
+    /// The disk lives no longer than the guest: it needs no journal, and nothing has to reach the host's disk.
     Scratch,
     /// Another guest will read it, however this one ends.
     Volume,
@@ -100,13 +100,13 @@ enum LaunchError {
     Usage,
     #[error("{0}: {1}")]
     Step(&'static str, #[source] io::Error),
-    #[error("its containerd has ended")]
+    #[error("dockerd's containerd has ended")]
     Containerd,
     #[error("making a file system on the disk failed with {0}")]
     Format(std::process::ExitStatus),
 }
 
-/// Says which step it is that fails.
+/// Names the step that an error belongs to.
 trait At<T> {
     fn at(self, step: &'static str) -> Result<T, LaunchError>;
 }
@@ -132,29 +132,30 @@ fn launch(mut arguments: impl Iterator<Item = String>) -> Result<i32, LaunchErro
     let disk = [Disk::Scratch, Disk::Volume].into_iter().find(|disk| kind.as_deref() == Some(disk.name()));
     let disk = disk.ok_or(LaunchError::Usage)?;
     let begun = Instant::now();
-    own_cgroups().at("its cgroup")?;
-    let namespace = File::open(format!("/proc/{pid}/ns/mnt")).at("the container's mount namespace")?;
+    own_cgroups().at("entering dockerd's cgroup")?;
+    let namespace =
+        File::open(format!("/proc/{pid}/ns/mnt")).at("opening the container's mount namespace")?;
     let guests = ["/proc", "/sys", "/dev"].map(Path::new);
     let guests = guests.map(|path| clone_tree(path).map(|tree| (tree, path)));
     setns(namespace, CloneFlags::CLONE_NEWNS).at("entering the container's mount namespace")?;
-    unshare(CloneFlags::CLONE_NEWNS).at("a mount namespace")?;
+    unshare(CloneFlags::CLONE_NEWNS).at("making a mount namespace")?;
     let none = None::<&str>;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).at("a mount namespace of its own")?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).at("making the mounts private")?;
 
     for guest in guests {
-        let (tree, path) = guest.at("the guest's /proc, /sys and /dev")?;
+        let (tree, path) = guest.at("copying the mounts of the guest's /proc, /sys and /dev")?;
         move_tree(&tree, path).at("mounting the guest's /proc, /sys and /dev")?;
     }
     let read_only = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     // The kernel does not put a file system on itself.
     umount2(CGROUP_ROOT, MntFlags::MNT_DETACH).at("unmounting the guest's cgroups")?;
-    mount(Some("cgroup2"), CGROUP_ROOT, Some("cgroup2"), flags, none).at("mounting its cgroups")?;
+    mount(Some("cgroup2"), CGROUP_ROOT, Some("cgroup2"), flags, none).at("mounting dockerd's cgroups")?;
     mount(Some(IMAGE), HOME, Some("erofs"), read_only, none).at("mounting docker.erofs")?;
     read_ahead();
     let state = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("docker"), "/proc/driver/run", Some("tmpfs"), state, Some("mode=0711"))
-        .at("mounting its state")?;
+        .at("mounting dockerd's run-time state")?;
     own_run().at("mounting /run")?;
     let mounted = begun.elapsed();
     format_if_new(disk)?;
@@ -185,7 +186,8 @@ fn launch(mut arguments: impl Iterator<Item = String>) -> Result<i32, LaunchErro
     }
 }
 
-/// Starts a program; with the Docker socket, which is this process's descriptor 3, or without. By hand, since a program that is handed a socket is told its own pid (sd_listen_fds(3)).
+/// Starts a program, with or without the Docker socket, which is descriptor 3 of this process. It forks by hand, because a program
+/// that is handed a socket must find its own pid in LISTEN_PID (sd_listen_fds(3)).
 fn fork_exec(mut command: Command, with_socket: bool) -> io::Result<Pid> {
     // SAFETY: this process has one thread, so its child may do whatever it could.
     match unsafe { fork() }? {
@@ -194,7 +196,7 @@ fn fork_exec(mut command: Command, with_socket: bool) -> io::Result<Pid> {
             if with_socket {
                 command.env("LISTEN_PID", getpid().to_string());
             } else {
-                // SAFETY: nobody in this process has it as his own.
+                // SAFETY: nothing in this process owns the descriptor.
                 drop(unsafe { OwnedFd::from_raw_fd(SOCKET) });
             }
             let error = command.exec();
@@ -228,7 +230,7 @@ fn own_cgroups() -> io::Result<()> {
 /// Has the kernel read the two programs, nearly all of which they touch at once, in large pieces and beside what comes next.
 /// Without it they are read as they are touched, and each time they wait.
 fn read_ahead() {
-    // It is for speed alone: what fails here is told when the programs are started.
+    // Reading ahead only saves time. A program that cannot be read is an error when it is started.
     let _ = fs::write("/sys/block/vdb/queue/read_ahead_kb", "1024");
     for path in [CONTAINERD, DOCKERD] {
         let Ok(program) = File::open(path) else { return };
@@ -284,7 +286,8 @@ fn copy_entry(entry: &DirEntry, directory: &Path) -> io::Result<()> {
     move_tree(&tree, &target)
 }
 
-/// The mounts at and below `path`, as they are now.
+/// The mounts at and below `path`, as they are now. The shim makes this call, too (`sandbox/bind.rs`): the crate that the two
+/// share is a contract, not a place for system calls.
 fn clone_tree(path: &Path) -> io::Result<OwnedFd> {
     let (here, path) = (libc::AT_FDCWD, c_string(path)?);
     let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_RECURSIVE.unsigned_abs();

@@ -1,17 +1,18 @@
-//! The Docker socket for the host: each of its streams is a connection.
+//! Clients that come to the daemon through the agent: the host's, each of whose streams is a connection, and the containers'.
 
+use crate::paths::DOCKERD_SOCKET;
 use crate::vsock;
-use lazaret_agent_api::DOCKER_SOCKET;
 use std::io;
+use std::path::Path;
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
 use tokio::net::UnixStream;
 use tokio_vsock::VsockListener;
 
 /// Serves the host's streams for as long as the guest lives.
 pub(super) async fn listen(listener: VsockListener) {
-    vsock::each_of_the_host(listener, "Docker", |stream| {
+    vsock::for_each_host_stream(listener, "Docker", |stream| {
         tokio::spawn(async move {
-            if let Err(error) = relay(stream).await {
+            if let Err(error) = relay(stream, Path::new(DOCKERD_SOCKET)).await {
                 log::debug!("a Docker stream of the host: {error}");
             }
         });
@@ -20,8 +21,8 @@ pub(super) async fn listen(listener: VsockListener) {
 }
 
 /// Copies both ways, each to its own end: a client of `docker run -i` that has no more input still reads the output.
-async fn relay(mut host: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
-    let mut daemon = UnixStream::connect(DOCKER_SOCKET).await?;
-    copy_bidirectional(&mut host, &mut daemon).await?;
+pub(super) async fn relay(mut client: impl AsyncRead + AsyncWrite + Unpin, daemon: &Path) -> io::Result<()> {
+    let mut daemon = UnixStream::connect(daemon).await?;
+    copy_bidirectional(&mut client, &mut daemon).await?;
     Ok(())
 }

@@ -7,23 +7,26 @@
 //! |---|---|
 //! | network namespace | gone: the guest's network *is* the sandbox's |
 //! | `net.*` sysctls | set by the agent for the guest, since crun wants a network namespace for them |
-//! | paths of namespaces | gone: they name the host's; a new one is made |
+//! | paths of namespaces | gone: they name the host's; a new one is made, or that of another container is joined ([`Sharing`]) |
 //! | no mount or pid namespace | one of its own: the guest's hold the agent |
 //! | `cgroupsPath` | `/lazaret/<id>` |
 //! | hooks | gone, they are the host's programs; `startContainer` runs in the container and stays |
 //! | annotations | gone: to crun they are switches |
 //! | AppArmor profile, SELinux labels | gone where the guest's kernel lacks them |
 //! | resources | `resources`: what the guest's cgroups can apply |
-//! | mounts | the Docker socket at `/var/run/docker.sock` and `DOCKER_HOST`, where the sandbox has one |
-//! | devices | refused when the guest has none with that number |
+//! | mounts | the Docker socket at `/var/run/docker.sock` and `DOCKER_HOST`, where the sandbox has one; not for a container that only holds its pod |
+//! | devices | refused when the guest has none with that number; left out of a container that may use every device |
 
 mod docker;
 mod guest;
 mod resources;
+mod update;
 
 pub(crate) use guest::Guest;
 use serde_json::{Map, Value, json};
+use std::collections::HashMap;
 use std::path::PathBuf;
+pub(crate) use update::for_update;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SpecError {
@@ -42,6 +45,15 @@ pub(crate) enum SpecError {
 }
 
 type Object = Map<String, Value>;
+
+/// What a container has of its sandbox, and is to its sandbox.
+#[derive(Debug, Default)]
+pub(crate) struct Sharing {
+    /// Namespaces of other containers: by type, where they are.
+    pub(crate) namespaces: HashMap<String, PathBuf>,
+    /// It runs no program of the user's.
+    pub(crate) holds_pod: bool,
+}
 
 /// A container's spec, ready for crun.
 #[derive(Debug)]
@@ -66,7 +78,12 @@ pub(crate) struct ExecSpec {
 
 /// # Errors
 /// [`SpecError`], all of them the caller's.
-pub(crate) fn for_container(json: &[u8], id: &str, guest: &Guest) -> Result<ContainerSpec, SpecError> {
+pub(crate) fn for_container(
+    json: &[u8],
+    id: &str,
+    sharing: &Sharing,
+    guest: &Guest,
+) -> Result<ContainerSpec, SpecError> {
     let mut spec: Object = parse(json, "the OCI spec")?;
     spec.get("root")
         .and_then(|root| root.get("path"))
@@ -77,7 +94,10 @@ pub(crate) fn for_container(json: &[u8], id: &str, guest: &Guest) -> Result<Cont
         hooks.retain(|when, _| when == "startContainer");
     }
 
-    let mut dropped: Vec<String> = docker::mount_socket(&mut spec, guest)?.into_iter().collect();
+    let mut dropped = Vec::new();
+    if !sharing.holds_pod {
+        dropped.extend(docker::mount_socket(&mut spec, guest)?);
+    }
 
     let process = spec.get_mut("process").and_then(Value::as_object_mut);
     let process = process.ok_or(SpecError::Shape("process"))?;
@@ -92,9 +112,9 @@ pub(crate) fn for_container(json: &[u8], id: &str, guest: &Guest) -> Result<Cont
     if !guest.selinux {
         linux.remove("mountLabel");
     }
-    namespaces(linux)?;
+    namespaces(linux, sharing)?;
     let sysctls = network_sysctls(linux)?;
-    devices(linux, guest)?;
+    dropped.extend(devices(linux, guest)?);
     if let Some(resources) = linux.get_mut("resources").and_then(Value::as_object_mut) {
         resources::adapt(resources, guest, &mut dropped);
     }
@@ -133,13 +153,17 @@ fn adapt_process(process: &mut Object, oom_score_adj: i64, guest: &Guest) -> (bo
     (terminal.unwrap_or(false), score.unwrap_or(oom_score_adj))
 }
 
-fn namespaces(linux: &mut Object) -> Result<(), SpecError> {
+fn namespaces(linux: &mut Object, sharing: &Sharing) -> Result<(), SpecError> {
     let namespaces = linux.entry("namespaces").or_insert_with(|| json!([])).as_array_mut();
     let namespaces = namespaces.ok_or(SpecError::Shape("linux.namespaces"))?;
     let is = |namespace: &Value, kind: &str| namespace.get("type").and_then(Value::as_str) == Some(kind);
     namespaces.retain(|namespace| !is(namespace, "network"));
     for namespace in namespaces.iter_mut().filter_map(Value::as_object_mut) {
-        namespace.remove("path");
+        let joined = namespace.get("type").and_then(|kind| sharing.namespaces.get(kind.as_str()?));
+        match joined {
+            Some(path) => namespace.insert("path".into(), path.to_string_lossy().into()),
+            None => namespace.remove("path"),
+        };
     }
     for needed in ["mount", "pid"] {
         if !namespaces.iter().any(|namespace| is(namespace, needed)) {
@@ -171,17 +195,28 @@ fn network_sysctls(linux: &mut Object) -> Result<Vec<(PathBuf, String)>, SpecErr
     Ok(network)
 }
 
-fn devices(linux: &Object, guest: &Guest) -> Result<(), SpecError> {
-    let devices = linux.get("devices").and_then(Value::as_array);
-    for device in devices.into_iter().flatten() {
+/// Leaves the devices that the guest does not have out of a container that may use every device, such as a privileged one, whose
+/// spec lists all of the host's. Any other names what it needs. Answers with a line for the log.
+fn devices(linux: &mut Object, guest: &Guest) -> Result<Option<String>, SpecError> {
+    let every = linux.get("resources").is_some_and(resources::allow_every_device);
+    let Some(devices) = linux.get_mut("devices").and_then(Value::as_array_mut) else { return Ok(None) };
+    let mut missing = Vec::new();
+    devices.retain(|device| {
         let text = |key: &str| device.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let number = |key: &str| device.get(key).and_then(Value::as_i64).unwrap_or(-1);
         let (kind, major, minor) = (text("type"), number("major"), number("minor"));
-        if kind != "p" && !guest.has_device(&kind, major, minor) {
-            return Err(SpecError::NoDevice { path: text("path"), kind, major, minor });
+        let there = kind == "p" || guest.has_device(&kind, major, minor);
+        if !there {
+            missing.push(SpecError::NoDevice { path: text("path"), kind, major, minor });
         }
+        there
+    });
+    let count = missing.len();
+    match missing.into_iter().next() {
+        None => Ok(None),
+        Some(_) if every => Ok(Some(format!("{count} devices of the host's, which the guest does not have"))),
+        Some(error) => Err(error),
     }
-    Ok(())
 }
 
 #[cfg(test)]

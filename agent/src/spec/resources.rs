@@ -30,6 +30,16 @@ const CONTROLLERS: [(&str, &str); 5] = [
     ("blockIO", "io"),
 ];
 
+/// Whether the container may use every device there is.
+pub(super) fn allow_every_device(resources: &Value) -> bool {
+    let any = |rule: &Value, key: &str| rule[key].as_i64().is_none_or(|number| number < 0);
+    let rules = resources["devices"].as_array();
+    rules.into_iter().flatten().any(|rule| {
+        let kind = rule["type"].as_str().unwrap_or("a");
+        rule["allow"] == true && ["", "a"].contains(&kind) && any(rule, "major") && any(rule, "minor")
+    })
+}
+
 /// What was asked for and goes is named in `dropped`.
 pub(super) fn adapt(resources: &mut Object, guest: &Guest, dropped: &mut Vec<String>) {
     for (key, why) in NEVER {
@@ -63,7 +73,7 @@ pub(super) fn adapt(resources: &mut Object, guest: &Guest, dropped: &mut Vec<Str
     }
 }
 
-/// Removes a key; a value that asks for nothing goes without a word.
+/// Removes a key. The removal of a value that asks for nothing is not reported.
 fn drop_key(object: &mut Object, group: &str, key: &str, why: &str, dropped: &mut Vec<String>) {
     let Some(value) = object.remove(key) else { return };
     let says_nothing = match &value {

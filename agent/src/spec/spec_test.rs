@@ -15,8 +15,12 @@ pub(super) fn guest(dir: &tempfile::TempDir) -> Guest {
 }
 
 fn adapt(spec: &Value) -> (Result<ContainerSpec, SpecError>, Value) {
+    adapt_sharing(spec, &Sharing::default())
+}
+
+fn adapt_sharing(spec: &Value, sharing: &Sharing) -> (Result<ContainerSpec, SpecError>, Value) {
     let dir = tempfile::tempdir().unwrap();
-    let adapted = for_container(spec.to_string().as_bytes(), "c1", &guest(&dir));
+    let adapted = for_container(spec.to_string().as_bytes(), "c1", sharing, &guest(&dir));
     let config = adapted.as_ref().map_or(Value::Null, |a| serde_json::from_slice(&a.config).unwrap());
     (adapted, config)
 }
@@ -41,6 +45,34 @@ fn the_network_namespace_goes_and_paths_of_the_others() {
         config["linux"]["namespaces"],
         json!([{ "type": "pid" }, { "type": "ipc" }, { "type": "mount" }])
     );
+}
+
+#[test]
+fn namespaces_of_other_containers_are_joined_and_no_others() {
+    let linux = json!({ "namespaces": [
+        { "type": "pid" }, { "type": "ipc", "path": "/proc/7/ns/ipc" }, { "type": "uts", "path": "/proc/7/ns/uts" },
+        { "type": "mount" },
+    ] });
+    let namespaces = HashMap::from([("ipc".to_owned(), PathBuf::from("/proc/42/ns/ipc"))]);
+    let (_, config) = adapt_sharing(&spec(linux), &Sharing { namespaces, holds_pod: false });
+    assert_eq!(
+        config["linux"]["namespaces"],
+        json!([{ "type": "pid" }, { "type": "ipc", "path": "/proc/42/ns/ipc" }, { "type": "uts" }, { "type": "mount" }])
+    );
+}
+
+#[test]
+fn a_container_that_holds_a_pod_has_no_docker_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let guest = guest(&dir);
+    fs::write(&guest.docker_socket, "").unwrap();
+    for holds_pod in [false, true] {
+        let sharing = Sharing { holds_pod, ..Sharing::default() };
+        let spec = spec(json!({})).to_string();
+        let adapted = for_container(spec.as_bytes(), "c1", &sharing, &guest).unwrap();
+        let config = String::from_utf8(adapted.config).unwrap();
+        assert_ne!(config.contains("docker.sock"), holds_pod, "{config}");
+    }
 }
 
 #[test]
@@ -114,6 +146,20 @@ fn a_device_that_the_guest_lacks_is_named() {
 }
 
 #[test]
+fn a_privileged_container_has_the_devices_of_the_guest_and_none_of_the_hosts() {
+    let guests = json!({ "path": "/dev/null", "type": "c", "major": 1, "minor": 3 });
+    let hosts = json!({ "path": "/dev/ram0", "type": "b", "major": 1, "minor": 3 });
+    let spec_with =
+        |rules: Value| spec(json!({ "devices": [hosts, guests], "resources": { "devices": rules } }));
+    let (adapted, config) = adapt(&spec_with(json!([{ "allow": true, "access": "rwm" }])));
+    assert_eq!(config["linux"]["devices"], json!([guests]));
+    assert!(adapted.unwrap().dropped.iter().any(|line| line.starts_with("1 devices of the host's")));
+
+    let some = json!([{ "allow": false, "access": "rwm" }, { "allow": true, "type": "b", "major": 1, "access": "rwm" }]);
+    assert!(matches!(adapt(&spec_with(some)).0, Err(SpecError::NoDevice { .. })));
+}
+
+#[test]
 fn resources_of_the_host_go_with_a_word_and_those_of_the_guest_stay() {
     let resources = json!({
         "devices": [{ "allow": false }],
@@ -149,7 +195,7 @@ fn resources_of_the_host_go_with_a_word_and_those_of_the_guest_stay() {
 #[test]
 fn a_spec_that_is_none_says_what_is_wrong() {
     let dir = tempfile::tempdir().unwrap();
-    let error = for_container(b"{", "c1", &guest(&dir)).unwrap_err();
+    let error = for_container(b"{", "c1", &Sharing::default(), &guest(&dir)).unwrap_err();
     assert!(error.to_string().starts_with("the OCI spec cannot be read: "), "{error}");
     let error = adapt(&json!({ "root": { "path": "/r" } })).0.unwrap_err();
     assert_eq!(error.to_string(), "the OCI spec is of no use: process is missing or of the wrong kind");

@@ -12,8 +12,8 @@ use tokio::io::Interest;
 use tokio::net::UnixListener;
 use tokio::time::timeout;
 
-/// It is there when crun ends; this is for a kernel that is slow to say so.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// How long the terminal may take to arrive. crun has sent it when crun ends, so this only covers a slow kernel.
+const TERMINAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConsoleError {
@@ -23,7 +23,7 @@ pub(crate) enum ConsoleError {
     Receive(#[from] io::Error),
     #[error("crun sent no terminal")]
     NoTerminal,
-    #[error("crun did not send the terminal within {n} s", n = DEADLINE.as_secs())]
+    #[error("crun did not send the terminal within {n} s", n = TERMINAL_TIMEOUT.as_secs())]
     Deadline,
 }
 
@@ -50,7 +50,7 @@ impl ConsoleSocket {
     /// # Errors
     /// [`ConsoleError`].
     pub(crate) async fn receive(self) -> Result<OwnedFd, ConsoleError> {
-        timeout(DEADLINE, self.receive_in_time()).await.map_err(|_| ConsoleError::Deadline)?
+        timeout(TERMINAL_TIMEOUT, self.receive_in_time()).await.map_err(|_| ConsoleError::Deadline)?
     }
 
     async fn receive_in_time(self) -> Result<OwnedFd, ConsoleError> {

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 /// A pipe's default capacity, and about the largest vsock packet.
 const CHUNK: usize = 64 * 1024;
 /// More than the kernel buffers in a pty.
-const PTY_HOLDS: usize = 128 * 1024;
+const PTY_CAPACITY: usize = 128 * 1024;
 
 /// Copies a process's output to its stream and closes it: at the end of file, or once the process has ended and what
 /// the pipe held by then is handed over. Whatever a child that outlived the process writes afterwards is not its output.
@@ -41,8 +41,8 @@ pub(super) async fn output<S: AsyncWrite + Unpin>(
     }
     let mut left = capacity(file.get_ref());
     while left > 0 {
-        let most = left.min(CHUNK);
-        match nix::unistd::read(file.get_ref(), &mut buffer[..most]) {
+        let length = left.min(CHUNK);
+        match nix::unistd::read(file.get_ref(), &mut buffer[..length]) {
             Err(Errno::EINTR) => {}
             Ok(0) | Err(_) => break,
             Ok(n) => {
@@ -57,10 +57,10 @@ pub(super) async fn output<S: AsyncWrite + Unpin>(
 /// The most that the process can have left behind.
 fn capacity(file: &OwnedFd) -> usize {
     let pipe = fcntl(file, FcntlArg::F_GETPIPE_SZ).ok().and_then(|size| usize::try_from(size).ok());
-    pipe.unwrap_or(PTY_HOLDS)
+    pipe.unwrap_or(PTY_CAPACITY)
 }
 
-/// Copies a stream to a process's input and closes it, at the stream's end, the process's, or when nobody reads.
+/// Copies a stream to a process's input, and closes the input when the stream ends, the process ends, or no process reads.
 ///
 /// # Errors
 /// When the stream breaks.

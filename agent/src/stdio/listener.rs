@@ -16,7 +16,7 @@ const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Serves the host's streams for as long as the guest lives.
 pub(crate) async fn listen(listener: VsockListener, containers: Arc<Containers>) {
-    vsock::each_of_the_host(listener, "stdio", |stream| {
+    vsock::for_each_host_stream(listener, "stdio", |stream| {
         let containers = containers.clone();
         tokio::spawn(async move {
             if let Err(error) = serve(stream, &containers).await {

@@ -8,6 +8,7 @@ mod console;
 mod copy;
 mod listener;
 
+use crate::sync::lock;
 pub(crate) use console::{ConsoleError, ConsoleSocket};
 use lazaret_agent_api::Ack;
 use lazaret_agent_api::agent::Stdio as Wanted;
@@ -20,7 +21,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::pipe2;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -101,7 +102,7 @@ impl ProcessIo {
     pub(crate) fn connect(&self, ends: Ends) {
         for (slot, end) in [&self.stdin, &self.stdout, &self.stderr].into_iter().zip(ends) {
             if let (Some(slot), Some(end)) = (slot, end) {
-                slot.give(end);
+                slot.send_file(end);
             }
         }
     }
@@ -141,7 +142,7 @@ impl ProcessIo {
         Some(terminal.master.as_ref().map_or(Ok(()), |master| set_size(master, &size)))
     }
 
-    /// Gives a descriptor to whoever asks first.
+    /// Attaches a stream to a descriptor, which can have one.
     ///
     /// # Errors
     /// The refusal to be sent.
@@ -183,7 +184,7 @@ impl ProcessIo {
 }
 
 impl Slot {
-    fn give(&self, end: OwnedFd) {
+    fn send_file(&self, end: OwnedFd) {
         if let Some(sender) = lock(&self.file).take() {
             // A stream that was attached and has broken wants it no more: it closes.
             let _ = sender.send(end);
@@ -238,10 +239,6 @@ fn set_size(terminal: &OwnedFd, size: &libc::winsize) -> nix::Result<()> {
     // SAFETY: TIOCSWINSZ reads a `winsize`, which outlives the call.
     Errno::result(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, std::ptr::from_ref(size)) })
         .map(drop)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

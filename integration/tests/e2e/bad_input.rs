@@ -181,30 +181,63 @@ fn a_working_directory_that_is_a_file_is_refused() {
     refused(&container, &["true"], &["/bin/busybox"]);
 }
 
+/// The shim itself, as containerd runs it with each namespace and id, must not start, say why in one line that holds the text
+/// beside them, and leave nothing.
+#[track_caller]
+fn shim_refuses(cases: &[(&str, &str, &str)]) {
+    let _host = alone();
+    let before = Snapshot::take();
+    let folder = std::env::temp_dir().join("lazaret-test-no-bundle");
+    fs::create_dir_all(&folder).expect("a folder");
+    for (namespace, id, expected) in cases {
+        let mut shim = Command::new("containerd-shim-lazaret-v2");
+        shim.args([
+            "-namespace",
+            namespace,
+            "-address",
+            "/run/containerd/containerd.sock",
+            "-id",
+            id,
+            "start",
+        ]);
+        shim.current_dir(&folder).env("TTRPC_ADDRESS", "/run/containerd/containerd.sock.ttrpc");
+        let run = command::run(shim);
+        assert_ne!(run.code, 0, "{run}");
+        assert!(run.err().contains(expected), "{run}");
+        assert_eq!(run.err().trim().lines().count(), 1, "{run}");
+    }
+    fs::remove_dir_all(&folder).expect("it is ours");
+    before.assert_nothing_new();
+}
+
 #[test]
 fn a_shim_without_a_bundle_says_so_and_leaves_nothing() {
     if !is_lazaret() {
         return;
     }
-    let _host = alone();
-    let before = Snapshot::take();
-    let folder = std::env::temp_dir().join("lazaret-test-no-bundle");
-    fs::create_dir_all(&folder).expect("a folder");
-    let mut shim = Command::new("containerd-shim-lazaret-v2");
-    shim.args([
-        "-namespace",
-        "default",
-        "-address",
-        "/run/containerd/containerd.sock",
-        "-id",
-        "no-bundle",
-        "start",
-    ]);
-    shim.current_dir(&folder).env("TTRPC_ADDRESS", "/run/containerd/containerd.sock.ttrpc");
-    let run = command::run(shim);
-    assert_ne!(run.code, 0, "{run}");
-    assert!(run.err().contains("config.json"), "{run}");
-    assert_eq!(run.err().trim().lines().count(), 1, "{run}");
-    fs::remove_dir_all(&folder).expect("it is ours");
-    before.assert_nothing_new();
+    shim_refuses(&[("default", "no-bundle", "config.json")]);
+}
+
+#[test]
+fn an_id_or_namespace_that_is_no_identifier_starts_nothing() {
+    if !is_lazaret() {
+        return;
+    }
+    let too_long = "x".repeat(77);
+    let bad = ["..", "a/b", "a..b", &too_long];
+    let cases = bad.map(|bad| [("default", bad, "flag -id"), (bad, "no-bundle", "flag -namespace")]);
+    shim_refuses(cases.as_flattened());
+}
+
+#[test]
+fn a_volume_whose_name_is_no_identifier_is_refused() {
+    if !is_lazaret() {
+        return;
+    }
+    let _host = beside_others();
+    let annotation = "io.lazaret.docker.volume";
+    for bad in ["../up", "a..b", &"x".repeat(77)] {
+        let container = Container::new("no-volume").flags(&["--annotation", &format!("{annotation}={bad}")]);
+        refused(&container, &["true"], &[annotation, bad, "identifier"]);
+    }
 }

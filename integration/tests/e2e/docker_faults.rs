@@ -4,9 +4,9 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 
 use lazaret_integration::command;
-use lazaret_integration::docker::{client, disk_blocks, load_busybox, sh};
+use lazaret_integration::docker::{DOCKER_TIMEOUT, client, disk_blocks, load_busybox, sh};
 use lazaret_integration::leftovers::eventually;
-use lazaret_integration::{alone, is_lazaret};
+use lazaret_integration::{alone, beside_few, is_lazaret};
 
 const IMAGE: &str = "/usr/local/share/lazaret/docker.erofs";
 
@@ -33,7 +33,7 @@ fn ten_first_clients_at_once_are_all_served_and_a_dead_daemon_is_started_again()
     if !is_lazaret() {
         return;
     }
-    let _host = alone();
+    let _host = beside_few();
     let client = client("docker-restart");
     client.detach(&["sleep", "1000"]);
     let ten =
@@ -58,7 +58,7 @@ fn a_full_disk_is_the_users_error_and_what_is_pruned_goes_back_to_the_host() {
     if !is_lazaret() {
         return;
     }
-    let _host = alone();
+    let _host = beside_few();
     let client = client("docker-full").flags(&["--annotation", "io.lazaret.docker.disk=256Mi"]);
     client.detach(&["sleep", "1000"]);
     load_busybox(&client);
@@ -118,15 +118,16 @@ fn a_sandbox_that_is_killed_in_the_middle_of_a_build_leaves_nothing() {
     if !is_lazaret() {
         return;
     }
-    let _host = alone();
+    let _host = beside_few();
     let client = client("docker-killed");
     client.detach(&["sleep", "1000"]);
     load_busybox(&client);
     let script = r#"printf 'FROM busybox\nRUN touch /started && exec sleep 1000\n' >/Dockerfile
         docker build --progress plain --tag app - </Dockerfile 2>&1"#;
     let build = command::start(client.exec_command(&[], &["bash", "-c", script]));
-    build.wait_for("RUN touch");
+    build.wait_for_within("RUN touch", DOCKER_TIMEOUT);
     client.kill("SIGKILL");
     assert_eq!(build.finish().code, 137);
+    client.wait_for_status("STOPPED");
     assert_eq!(client.delete(), 137);
 }

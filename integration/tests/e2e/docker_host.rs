@@ -7,10 +7,10 @@ use std::process::Command;
 
 use lazaret_integration::command::{self, Finished};
 use lazaret_integration::container::Container;
-use lazaret_integration::docker::{DEADLINE, client, load_busybox, sh};
+use lazaret_integration::docker::{DOCKER_TIMEOUT, client, load_busybox, sh};
 use lazaret_integration::leftovers::eventually;
 use lazaret_integration::spec::image_archive;
-use lazaret_integration::{alone, beside_others, is_lazaret};
+use lazaret_integration::{beside_few, beside_others, is_lazaret};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -39,7 +39,7 @@ fn run(command: Command, input: &str) -> Finished {
     let mut running = command::start(command);
     running.write(input);
     running.stdin = None;
-    running.finish_within(DEADLINE)
+    running.finish_within(DOCKER_TIMEOUT)
 }
 
 /// Ends with 1 and one line that holds each of `expected`.
@@ -94,7 +94,7 @@ fn an_exported_daemon_serves_the_hosts_docker() {
     if !is_lazaret() {
         return;
     }
-    let _host = alone();
+    let _host = beside_few();
     let container = client("export").flags(&EXPORT);
     container.detach(&["sleep", "1000"]);
     let socket = state(&container).join("docker.sock");
@@ -178,7 +178,7 @@ fn what_a_volume_holds_survives_its_sandboxes_even_a_killed_one() {
     if !is_lazaret() {
         return;
     }
-    let _host = alone();
+    let _host = beside_few();
     let volume = Volume::new("kept");
     let write = |container: &Container, text: &str| {
         let script = format!("docker run --rm -v data:/d busybox sh -c 'echo {text} >>/d/file && sync'");

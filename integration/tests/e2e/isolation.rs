@@ -4,6 +4,7 @@ use std::fs;
 
 use lazaret_integration::container::Container;
 use lazaret_integration::containerd::Containerd;
+use lazaret_integration::shared::Shared;
 use lazaret_integration::{beside_others, is_lazaret, probe};
 
 #[test]
@@ -47,36 +48,6 @@ fn a_privileged_container_is_privileged_in_its_own_kernel_only() {
 }
 
 #[test]
-fn a_container_finds_no_open_vsock_port_on_the_host() {
-    if !is_lazaret() {
-        return;
-    }
-    let _host = beside_others();
-    let mount = format!("type=bind,src={},dst=/probe,options=bind:ro", probe::path());
-    let container = Container::new("vsock-host").flags(&["--mount", &mount]);
-    container.detach(&["sleep", "1000"]);
-    let run = container.exec(&["/probe", "vsock", "2", "1", "1100"]).success();
-    assert_eq!(run.out(), "tried 1 to 1100\n");
-}
-
-#[test]
-fn a_container_cannot_speak_with_the_agent() {
-    if !is_lazaret() {
-        return;
-    }
-    let _host = beside_others();
-    let mount = format!("type=bind,src={},dst=/probe,options=bind:ro", probe::path());
-    let container = Container::new("vsock-agent").flags(&["--mount", &mount]);
-    container.detach(&["sleep", "1000"]);
-    for own_cid in ["1", "3"] {
-        let run = container.exec(&["/probe", "vsock", own_cid, "1020", "1030"]).success();
-        assert_eq!(run.out().lines().last(), Some("tried 1020 to 1030"), "{run}");
-        assert_eq!(run.out().lines().count(), 1, "a port let a container in: {run}");
-    }
-    assert_eq!(container.exec(&["echo", "still", "well"]).success().out(), "still well\n");
-}
-
-#[test]
 fn without_a_network_namespace_there_is_loopback_only_and_one_warning() {
     if !is_lazaret() {
         return;
@@ -99,4 +70,42 @@ fn without_a_network_namespace_there_is_loopback_only_and_one_warning() {
         log.lines().filter(|line| line.contains("level=warning") && line.contains(&container.id)).collect();
     let about_network = warnings.iter().filter(|line| line.contains("network")).count();
     assert_eq!(about_network, 1, "{log}");
+}
+
+/// What a container can dial.
+mod vsock {
+    use super::*;
+
+    static SANDBOX: Shared<Container> = Shared::new(module_path!(), || {
+        let mount = format!("type=bind,src={},dst=/probe,options=bind:ro", probe::path());
+        let container = Container::new("vsock").flags(&["--mount", &mount]);
+        container.detach(&["sleep", "1000"]);
+        container
+    });
+
+    #[test]
+    fn a_container_finds_no_open_vsock_port_on_the_host() {
+        if !is_lazaret() {
+            return;
+        }
+        let _host = beside_others();
+        let container = SANDBOX.sandbox();
+        let run = container.exec(&["/probe", "vsock", "2", "1", "1100"]).success();
+        assert_eq!(run.out(), "tried 1 to 1100\n");
+    }
+
+    #[test]
+    fn a_container_cannot_speak_with_the_agent() {
+        if !is_lazaret() {
+            return;
+        }
+        let _host = beside_others();
+        let container = SANDBOX.sandbox();
+        for own_cid in ["1", "3"] {
+            let run = container.exec(&["/probe", "vsock", own_cid, "1020", "1030"]).success();
+            assert_eq!(run.out().lines().last(), Some("tried 1020 to 1030"), "{run}");
+            assert_eq!(run.out().lines().count(), 1, "a port let a container in: {run}");
+        }
+        assert_eq!(container.exec(&["echo", "still", "well"]).success().out(), "still well\n");
+    }
 }

@@ -82,3 +82,12 @@ fn sigterm_reaches_the_command_and_its_143_comes_back() {
     assert_eq!(run.code, 143, "{run}");
     assert_eq!(run.out(), "started\nstopping\n");
 }
+
+#[test]
+fn the_longest_id_that_containerd_accepts_runs() {
+    let _host = beside_others();
+    let mut container = Container::new("longest-id");
+    container.id = format!("{:x<76}", container.id);
+    let run = container.run(&["echo", "ran"]).success();
+    assert_eq!(run.out(), "ran\n");
+}

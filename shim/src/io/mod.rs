@@ -4,14 +4,22 @@
 //!   client ──► stdin pipe  ──► pump ──► vsock stream ──► process
 //!   client ◄── stdout pipe ◄── pump ◄── vsock stream ◄── process
 //! ```
+//!
+//! An output may go to a file, or both to one logging driver, instead.
 
+mod address;
+mod driver;
 mod fifo;
+mod output;
 mod pump;
 
-use crate::error::Result;
-pub(crate) use fifo::FifoError;
-use fifo::{Input, InputHold, Output};
+use crate::error::{Error, Result};
+use address::Address;
+use driver::Driver;
+use fifo::{Input, InputHold};
 use lazaret_agent_api::agent::stream_header::Kind;
+use output::Output;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::UnixStream;
@@ -27,22 +35,72 @@ pub(crate) struct Stdio {
     pub terminal: bool,
 }
 
+/// Whose stdio it is, for a logging driver.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Owner<'a> {
+    /// The container's id, or the exec's.
+    pub id: &'a str,
+    /// containerd's namespace.
+    pub namespace: &'a str,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StdioError {
+    #[error("stdio {0:?}: lazaret takes named pipes and, for outputs, file:// and binary://")]
+    Scheme(String),
+    #[error("stdio {address:?}: {why}")]
+    Address { address: String, why: &'static str },
+    #[error(
+        "stdout {stdout:?} and stderr {stderr:?}: a logging driver takes both outputs: give it for both, or leave stderr out"
+    )]
+    Mixed { stdout: String, stderr: String },
+    #[error("stdio {}: {source}", path.display())]
+    Open { path: PathBuf, source: io::Error },
+    #[error("logging driver {}: {source}", binary.display())]
+    Driver { binary: PathBuf, source: io::Error },
+}
+
+impl From<StdioError> for Error {
+    fn from(error: StdioError) -> Self {
+        let line = error.to_string();
+        match error {
+            StdioError::Scheme(_) => Self::Unimplemented(line),
+            StdioError::Driver { source, .. } | StdioError::Open { source, .. }
+                if source.kind() == io::ErrorKind::TimedOut =>
+            {
+                Self::DeadlineExceeded(line)
+            }
+            _ => Self::InvalidArgument(line),
+        }
+    }
+}
+
 impl Stdio {
-    /// Which descriptors are connected. With a terminal there is no stderr: both outputs come through stdout.
+    /// Where each descriptor is connected. With a terminal there is no stderr: both outputs come through stdout.
     ///
     /// # Errors
-    /// [`FifoError::Scheme`].
-    fn paths(&self) -> std::result::Result<[Option<PathBuf>; 3], FifoError> {
-        let stderr = if self.terminal { None } else { fifo::path(&self.stderr)? };
-        Ok([fifo::path(&self.stdin)?, fifo::path(&self.stdout)?, stderr])
+    /// [`StdioError`].
+    fn addresses(&self) -> std::result::Result<[Address; 3], StdioError> {
+        let stdin = match Address::parse(&self.stdin)? {
+            Address::File(_) | Address::Driver(_) => return Err(StdioError::Scheme(self.stdin.clone())),
+            stdin => stdin,
+        };
+        let stdout = Address::parse(&self.stdout)?;
+        let stderr = if self.terminal { Address::None } else { Address::parse(&self.stderr)? };
+        let both = matches!(stderr, Address::None) || stdout == stderr;
+        if !both && [&stdout, &stderr].iter().any(|address| matches!(address, Address::Driver(_))) {
+            let (stdout, stderr) = (self.stdout.clone(), self.stderr.clone());
+            return Err(StdioError::Mixed { stdout, stderr });
+        }
+        Ok([stdin, stdout, stderr])
     }
 
-    /// The same for the agent.
+    /// Which descriptors are connected, for the agent.
     ///
     /// # Errors
-    /// [`FifoError::Scheme`].
-    pub(crate) fn for_agent(&self) -> std::result::Result<lazaret_agent_api::agent::Stdio, FifoError> {
-        let [stdin, stdout, stderr] = self.paths()?.map(|path| path.is_some());
+    /// As of [`ProcessIo::open`], but for what is opened.
+    pub(crate) fn for_agent(&self) -> std::result::Result<lazaret_agent_api::agent::Stdio, StdioError> {
+        let [stdin, stdout, stderr] = self.addresses()?.map(|address| address != Address::None);
         Ok(lazaret_agent_api::agent::Stdio { stdin, stdout, stderr, ..Default::default() })
     }
 }
@@ -53,6 +111,7 @@ pub(crate) struct ProcessIo {
     stdin: Option<Input>,
     stdout: Option<Output>,
     stderr: Option<Output>,
+    _driver: Option<Driver>,
     hold: Option<InputHold>,
     input: JoinSet<()>,
     outputs: JoinSet<()>,
@@ -62,16 +121,30 @@ pub(crate) struct ProcessIo {
 }
 
 impl ProcessIo {
-    /// Opens the pipes. Nothing waits for a client.
+    /// Opens the pipes and files, and runs the logging driver. Nothing waits for a client.
     ///
     /// # Errors
-    /// [`FifoError`].
-    pub(crate) fn open(stdio: &Stdio) -> std::result::Result<Self, FifoError> {
-        let [stdin, stdout, stderr] = stdio.paths()?;
+    /// [`StdioError`].
+    pub(crate) async fn open(stdio: &Stdio, owner: Owner<'_>) -> std::result::Result<Self, StdioError> {
+        let [stdin, stdout, stderr] = stdio.addresses()?;
+        let stdin = match &stdin {
+            Address::Fifo(path) => Some(Input::open(path)?),
+            _ => None,
+        };
+        let (driver, stdout, stderr) = match (&stdout, stderr) {
+            (Address::Driver(command), stderr) => {
+                let (driver, [out, err]) = driver::start(command, &owner).await?;
+                // Without a stderr the driver finds its end.
+                let stderr = (stderr != Address::None).then(|| Output::pipe(err));
+                (Some(driver), Some(Output::pipe(out)), stderr)
+            }
+            (stdout, stderr) => (None, open_output(stdout).await?, open_output(&stderr).await?),
+        };
         Ok(Self {
-            stdin: stdin.map(|path| Input::open(&path)).transpose()?,
-            stdout: stdout.map(|path| Output::open(&path)).transpose()?,
-            stderr: stderr.map(|path| Output::open(&path)).transpose()?,
+            stdin,
+            stdout,
+            stderr,
+            _driver: driver,
             hold: None,
             input: JoinSet::new(),
             outputs: JoinSet::new(),
@@ -117,7 +190,7 @@ impl ProcessIo {
         }
     }
 
-    /// The process has ended: its input is of no use, and an output that nobody reads is no reason to wait.
+    /// The process has ended: its input is closed, and an output that no client reads is not waited for.
     pub(crate) fn process_ended(&mut self) {
         self.hold = None;
         self.stdin = None;
@@ -129,6 +202,14 @@ impl ProcessIo {
     #[must_use]
     pub(crate) fn outputs_open(&self) -> watch::Receiver<usize> {
         self.open.subscribe()
+    }
+}
+
+async fn open_output(address: &Address) -> std::result::Result<Option<Output>, StdioError> {
+    match address {
+        Address::Fifo(path) => Output::fifo(path).map(Some),
+        Address::File(path) => Output::file(path).await.map(Some),
+        Address::None | Address::Driver(_) => Ok(None),
     }
 }
 

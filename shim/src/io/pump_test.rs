@@ -20,7 +20,7 @@ async fn soon<T>(future: impl Future<Output = T>) -> T {
 #[tokio::test]
 async fn an_output_is_closed_as_soon_as_the_stream_ends() {
     let (_dir, path) = fifo();
-    let output_pipe = Output::open(&path).unwrap();
+    let output_pipe = Output::fifo(&path).unwrap();
     let reading = tokio::task::spawn_blocking(move || std::fs::read(path).unwrap());
     let (ours, mut guests) = UnixStream::pair().unwrap();
     // The sender of the word that the process ended stays: the stream's end alone closes the pipe.
@@ -39,7 +39,7 @@ async fn an_output_without_a_reader_waits_for_one_while_the_process_runs_and_is_
     let (_dir, path) = fifo();
     let (ours, mut guests) = UnixStream::pair().unwrap();
     let (ended, word) = watch::channel(false);
-    let pump = tokio::spawn(output(ours, Output::open(&path).unwrap(), word));
+    let pump = tokio::spawn(output(ours, Output::fifo(&path).unwrap(), word));
     guests.write_all(b"kept").await.unwrap();
     // A client that comes later finds it.
     let client = tokio::task::spawn_blocking(move || {
@@ -64,7 +64,7 @@ async fn a_reader_that_is_slow_still_gets_everything_after_the_process_ended() {
     let (ours, mut guests) = UnixStream::pair().unwrap();
     let (ended, word) = watch::channel(false);
     let mut client = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
-    let pump = tokio::spawn(output(ours, Output::open(&path).unwrap(), word));
+    let pump = tokio::spawn(output(ours, Output::fifo(&path).unwrap(), word));
     let writer = tokio::spawn(async move { guests.write_all(&vec![7; 1 << 20]).await.unwrap() });
     ended.send_replace(true);
     let reading = tokio::task::spawn_blocking(move || {
@@ -80,6 +80,55 @@ async fn a_reader_that_is_slow_still_gets_everything_after_the_process_ended() {
     soon(pump).await.unwrap();
     soon(writer).await.unwrap();
     assert_eq!(soon(reading).await.unwrap(), 1 << 20);
+}
+
+#[tokio::test]
+async fn what_is_on_the_way_when_the_process_has_ended_survives_the_guest() {
+    let (_dir, path) = fifo();
+    let (ours, mut guests) = UnixStream::pair().unwrap();
+    let (ended, word) = watch::channel(false);
+    let mut client = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+    let pump = tokio::spawn(output(ours, Output::fifo(&path).unwrap(), word));
+    let sent: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
+    let expected = sent.clone();
+    let writer = tokio::spawn(async move { guests.write_all(&sent).await.unwrap() });
+    ended.send_replace(true);
+    // The guest has handed over everything, and is gone, before anybody reads.
+    soon(writer).await.unwrap();
+    let reading = tokio::task::spawn_blocking(move || {
+        let (mut received, mut buffer) = (Vec::<u8>::new(), [0; 4096]);
+        loop {
+            match client.read(&mut buffer) {
+                Ok(0) => return received,
+                Ok(length) => received.extend(&buffer[..length]),
+                Err(_) => std::thread::yield_now(),
+            }
+        }
+    });
+    soon(pump).await.unwrap();
+    assert!(soon(reading).await.unwrap() == expected, "every byte, in order");
+}
+
+#[tokio::test]
+async fn what_is_taken_over_of_a_process_that_has_ended_is_bounded() {
+    let (_dir, path) = fifo();
+    let (ours, mut guests) = UnixStream::pair().unwrap();
+    let (_ended, word) = watch::channel(true);
+    let _client = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+    let _pump = tokio::spawn(output(ours, Output::fifo(&path).unwrap(), word));
+    let flood = async {
+        let mut total = 0;
+        loop {
+            let write = guests.write(&[0; 4096]);
+            match tokio::time::timeout(Duration::from_millis(500), write).await {
+                Ok(written) => total += written.unwrap(),
+                Err(_) => return total,
+            }
+        }
+    };
+    let taken = soon(flood).await;
+    // And what the pipe and the socket hold.
+    assert!((MAX_REST..2 * MAX_REST).contains(&taken), "{taken}");
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ fn sandbox(directory: &Path, condition: Condition) -> Sandbox {
         vcpus: 1,
         memory_mib: 512,
         resident_mib: None,
+        addresses: Vec::new(),
         console: directory.join("console.log"),
         docker_socket: directory.join("docker.sock"),
     }

@@ -1,5 +1,6 @@
 //! `lazaret doctor`: whether this host can run sandboxes, and what to do where it cannot.
 
+use super::network;
 use crate::config::Config;
 use crate::guest_files::{image_size, image_version, kernel_version};
 use serde::{Deserialize, Serialize};
@@ -33,20 +34,20 @@ pub struct Check {
 }
 
 impl Check {
-    fn good(name: &'static str, detail: impl Into<String>) -> Self {
+    pub(super) fn good(name: &'static str, detail: impl Into<String>) -> Self {
         Self { name, verdict: Verdict::Good, detail: detail.into(), advice: None }
     }
 
-    fn bad(name: &'static str, detail: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub(super) fn bad(name: &'static str, detail: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { name, verdict: Verdict::Bad, detail: detail.into(), advice: Some(advice.into()) }
     }
 
-    fn warning(name: &'static str, detail: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub(super) fn warning(name: &'static str, detail: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { verdict: Verdict::Warning, ..Self::bad(name, detail, advice) }
     }
 }
 
-/// Checks everything; takes some milliseconds.
+/// Checks everything; takes some tens of milliseconds.
 #[must_use]
 pub fn examine() -> Vec<Check> {
     let (config, check) = match Config::load(None) {
@@ -57,7 +58,7 @@ pub fn examine() -> Vec<Check> {
         }
     };
     let vmm = config.vmm_binary();
-    vec![
+    let mut checks = vec![
         check,
         kvm(vmm.as_deref()),
         guest_file(
@@ -78,7 +79,9 @@ pub fn examine() -> Vec<Check> {
         shim(),
         containerd(),
         cgroup(),
-    ]
+    ];
+    checks.extend(network::checks(&config));
+    checks
 }
 
 /// What `lazaret-vmm --probe` prints: it runs a guest of a few instructions.
@@ -176,16 +179,16 @@ fn containerd() -> Check {
 
 /// The line is `containerd <source> <version> <revision>`.
 fn judge_containerd(path: &Path, line: &str) -> Check {
-    let numbers = |word: &str| -> Option<(u32, u32)> {
-        let mut parts = word.trim_start_matches('v').split(['.', '~', '-', '+']);
+    let numbers = |version: &str| -> Option<(u32, u32)> {
+        let mut parts = version.trim_start_matches('v').split(['.', '~', '-', '+']);
         Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
     };
-    match line.split_whitespace().find_map(|word| Some((word, numbers(word)?))) {
-        Some((word, version)) if version >= OLDEST_CONTAINERD => {
-            Check::good("containerd", format!("{} ({word})", path.display()))
+    match line.split_whitespace().find_map(|field| Some((field, numbers(field)?))) {
+        Some((version, numbers)) if numbers >= OLDEST_CONTAINERD => {
+            Check::good("containerd", format!("{} ({version})", path.display()))
         }
-        Some((word, _)) => {
-            Check::bad("containerd", format!("{} is {word}", path.display()), "update to 1.6 or newer")
+        Some((version, _)) => {
+            Check::bad("containerd", format!("{} is {version}", path.display()), "update to 1.6 or newer")
         }
         None => Check::warning(
             "containerd",

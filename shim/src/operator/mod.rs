@@ -3,5 +3,6 @@
 
 pub mod docker;
 pub mod doctor;
+mod network;
 pub mod sandboxes;
 pub mod volumes;

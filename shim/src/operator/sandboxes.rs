@@ -30,6 +30,8 @@ pub struct Sandbox {
     pub memory_mib: u64,
     /// What the VMM's process, the guest's touched memory included, has of the host's now.
     pub resident_mib: Option<u64>,
+    /// Where others reach it, as `ADDRESS/PREFIX`.
+    pub addresses: Vec<String>,
     #[serde(skip)]
     pub console: PathBuf,
     /// Where its Docker daemon is reached, if it exports it.
@@ -71,6 +73,8 @@ fn describe(state: &StateDir, namespace: String, id: String) -> Sandbox {
         vcpus: record.vcpus,
         memory_mib: record.memory_mib,
         resident_mib: vmm.and_then(|vmm| resident_mib(vmm.pid)),
+        // A VMM that has just ended has none.
+        addresses: vmm.and_then(|vmm| crate::network::addresses(vmm.pid).ok()).unwrap_or_default(),
         console: state.console_log(),
         docker_socket: state.docker_socket(),
     }
@@ -114,16 +118,16 @@ pub fn console(sandbox: &Sandbox) -> Result<Vec<u8>, FindError> {
 /// The list for a person.
 #[must_use]
 pub fn render(sandboxes: &[Sandbox]) -> String {
-    let row = |cells: [String; 7]| {
-        let [namespace, id, condition, pid, vcpus, memory, resident] = cells;
+    let row = |cells: [String; 8]| {
+        let [namespace, id, condition, pid, vcpus, memory, resident, addresses] = cells;
         let id_width = sandboxes.iter().map(|sandbox| sandbox.id.len()).max().unwrap_or(0).max(2);
         let namespace_width =
             sandboxes.iter().map(|sandbox| sandbox.namespace.len()).max().unwrap_or(0).max(9);
         format!(
-            "{namespace:<namespace_width$}  {id:<id_width$}  {condition:<8}  {pid:>8}  {vcpus:>5}  {memory:>9}  {resident:>9}\n"
+            "{namespace:<namespace_width$}  {id:<id_width$}  {condition:<8}  {pid:>8}  {vcpus:>5}  {memory:>9}  {resident:>9}  {addresses}\n"
         )
     };
-    let head = ["NAMESPACE", "ID", "STATE", "VMM PID", "VCPUS", "MEMORY", "RESIDENT"];
+    let head = ["NAMESPACE", "ID", "STATE", "VMM PID", "VCPUS", "MEMORY", "RESIDENT", "ADDRESSES"];
     let mib = |value: u64| format!("{value} MiB");
     let mut text = row(head.map(Into::into));
     for sandbox in sandboxes {
@@ -141,6 +145,7 @@ pub fn render(sandboxes: &[Sandbox]) -> String {
             sandbox.vcpus.to_string(),
             mib(sandbox.memory_mib),
             sandbox.resident_mib.map_or("-".into(), mib),
+            if sandbox.addresses.is_empty() { "-".into() } else { sandbox.addresses.join(" ") },
         ]);
     }
     text

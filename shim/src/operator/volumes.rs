@@ -1,4 +1,4 @@
-//! The volumes of this host, and the end of those that nobody has.
+//! Lists the volumes of this host, and removes those that no sandbox has.
 
 use crate::config::Config;
 pub use crate::volume::VolumeError;
@@ -44,7 +44,7 @@ pub fn list(config: &Config, root: &Path) -> Result<Vec<Volume>, VolumeError> {
 /// # Errors
 /// [`VolumeError`], above all for one that a sandbox has.
 pub fn remove(config: &Config, root: &Path, name: &str) -> Result<(), VolumeError> {
-    let parsed = VolumeName::parse(name).ok_or_else(|| VolumeError::Name(name.into()))?;
+    let parsed = VolumeName::parse(name)?;
     Volumes::new(&config.disk_dir, root).remove(&parsed)
 }
 

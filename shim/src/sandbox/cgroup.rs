@@ -1,15 +1,23 @@
 //! The sandbox's place among the host's cgroups (v2).
 //!
-//! The VMM joins the cgroup the spec names, so that the host's accounting, and CRI's, counts the sandbox where it
-//! belongs. Membership is all for now: a memory limit there would count the guest's own kernel and the VMM against the
-//! container and end a healthy sandbox, so the limit is kept inside the guest, where running out means what it means
-//! under runc.
+//! ```text
+//!   linux.cgroupsPath      the host's accounting, and CRI's, counts the sandbox here
+//!     └ vm                 the VMM; what it may take
+//! ```
+//!
+//! A cgroup of its own, because the limits of the one above are not the VM's: whoever reads or sets those means the container.
 
+use super::limits::Limits;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::ffi::{CStr, CString};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Where cgroup v2 is mounted.
 pub(crate) const CGROUP_ROOT: &str = "/sys/fs/cgroup";
@@ -17,9 +25,19 @@ pub(crate) const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// The attribute of a directory that a shim has made, so that the last one to leave it can tell.
 const MARK: &CStr = c"trusted.lazaret";
 
+/// How long the kernel may take to stop the VMM's threads: one of them may be waiting for a disk.
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the kernel may take to end killed processes that have nothing to do.
+const EMPTY_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The name of the VMM's cgroup below that of the spec.
+const VM: &str = "vm";
+
 /// A cgroup, and which of its directories are lazaret's.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
+    root: PathBuf,
     path: PathBuf,
     /// The deepest first, which is the order they are removed in.
     pub made: Vec<PathBuf>,
@@ -33,6 +51,8 @@ pub enum CgroupError {
     Systemd(String),
     #[error("cgroup {}: {source}", path.display())]
     Os { path: PathBuf, source: io::Error },
+    #[error("cgroup {}: the kernel refuses {value:?} for {file}: {source}", path.display())]
+    Limit { path: PathBuf, file: &'static str, value: String, source: io::Error },
 }
 
 /// Whether the host has cgroup v2 at its usual place.
@@ -80,17 +100,17 @@ fn systemd_directory(slice: &str, prefix: &str, name: &str) -> Option<PathBuf> {
 }
 
 impl Cgroup {
-    /// Makes the cgroup below `root`, with the parents it lacks.
+    /// Makes the VMM's cgroup below the one that the spec names, with the parents it lacks.
     ///
     /// # Errors
     /// [`CgroupError`]; what was made before is removed again.
     pub(crate) fn create(root: &Path, cgroups_path: &str) -> Result<Self, CgroupError> {
-        let path = root.join(directory(cgroups_path)?);
+        let path = root.join(directory(cgroups_path)?).join(VM);
         // A sandbox that ends may remove a parent between two of the steps, so they are gone through again.
         loop {
             match make_all(root, &path) {
                 Err((_, error)) if error.kind() == ErrorKind::NotFound && root.exists() => {}
-                Ok(made) => return Ok(Self { path, made }),
+                Ok(made) => return Ok(Self { root: root.into(), path, made }),
                 Err((path, source)) => return Err(CgroupError::Os { path, source }),
             }
         }
@@ -104,6 +124,69 @@ impl Cgroup {
         let path = self.path.join("cgroup.procs");
         OpenOptions::new().write(true).open(&path).map_err(|source| CgroupError::Os { path, source })
     }
+
+    /// Holds what is in the cgroup to `limits`. A limit whose controller the host does not hand down to here is not held: one line
+    /// of the log says so.
+    ///
+    /// # Errors
+    /// [`CgroupError::Limit`] for a value that the kernel refuses.
+    pub(crate) fn limit(&self, limits: &Limits) -> Result<(), CgroupError> {
+        self.enable(&limits.controllers());
+        let mut missing = Vec::new();
+        for (file, value) in limits.files() {
+            match write(&self.path.join(file), value) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => missing.push(file),
+                Err(source) => {
+                    return Err(CgroupError::Limit {
+                        path: self.path.clone(),
+                        file,
+                        value: value.into(),
+                        source,
+                    });
+                }
+            }
+        }
+        if !missing.is_empty() {
+            log::warn!(
+                "the host does not hold the sandbox to {}: the controllers are not handed down to cgroup {}",
+                missing.join(", "),
+                self.path.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// Stops all that is in the cgroup, or lets it go on, and waits until that is so.
+    ///
+    /// # Errors
+    /// [`CgroupError::Os`]; the kernel's that it takes too long is [`ErrorKind::TimedOut`].
+    pub(crate) fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
+        let failed = |source| CgroupError::Os { path: self.path.clone(), source };
+        let (value, wanted) = if frozen { ("1", "frozen 1") } else { ("0", "frozen 0") };
+        let events = File::open(self.path.join("cgroup.events")).map_err(failed)?;
+        write(&self.path.join("cgroup.freeze"), value).map_err(failed)?;
+        wait_for(&events, wanted, FREEZE_TIMEOUT).map_err(failed)
+    }
+
+    /// Has the cgroups above hand these controllers down. One that cannot, because a process is in it or it has not got the
+    /// controller itself, is found by its files' absence below.
+    fn enable(&self, controllers: &[&str]) {
+        let above: Vec<&Path> =
+            self.path.ancestors().skip(1).take_while(|above| above.starts_with(&self.root)).collect();
+        for cgroup in above.into_iter().rev() {
+            for controller in controllers {
+                if let Err(error) = write(&cgroup.join("cgroup.subtree_control"), &format!("+{controller}")) {
+                    log::debug!("cgroup {} does not hand {controller} down: {error}", cgroup.display());
+                }
+            }
+        }
+    }
+}
+
+/// Writes to an interface file, which is never made by that.
+fn write(path: &Path, value: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
 }
 
 fn make_all(root: &Path, path: &Path) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
@@ -154,6 +237,38 @@ pub(crate) fn remove(made: &[PathBuf]) {
                 log::debug!("cgroup {} stays: {error}", path.display());
                 return;
             }
+        }
+    }
+}
+
+/// Waits a moment until no process is in the VMM's cgroup, the first of those that were made: the kernel has killed the last ones with
+/// the shim. Others may live in it by now, so that none is left is not certain.
+pub(crate) fn wait_empty(made: &[PathBuf]) {
+    let Some(vm) = made.first() else { return };
+    let waited = File::open(vm.join("cgroup.events"))
+        .and_then(|events| wait_for(&events, "populated 0", EMPTY_TIMEOUT));
+    if let Err(error) = waited {
+        log::debug!("cgroup {}: {error}", vm.display());
+    }
+}
+
+/// Waits until a line of `cgroup.events` is `wanted`.
+fn wait_for(events: &File, wanted: &str, timeout: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        // What changes after this read makes the descriptor ready.
+        let mut text = [0; 256];
+        let length = events.read_at(&mut text, 0)?;
+        if text[..length].split(|byte| *byte == b'\n').any(|line| line == wanted.as_bytes()) {
+            return Ok(());
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
+        match poll(&mut fds, timeout) {
+            Ok(0) => return Err(ErrorKind::TimedOut.into()),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
         }
     }
 }

@@ -29,7 +29,10 @@ fn only_what_was_made_is_removed() {
     let root = tempfile::tempdir().unwrap();
     fs::create_dir(root.path().join("theirs")).unwrap();
     let cgroup = Cgroup::create(root.path(), "/theirs/ours/c1").unwrap();
-    assert_eq!(cgroup.made, [root.path().join("theirs/ours/c1"), root.path().join("theirs/ours")]);
+    assert_eq!(
+        cgroup.made,
+        ["theirs/ours/c1/vm", "theirs/ours/c1", "theirs/ours"].map(|path| root.path().join(path))
+    );
     remove(&cgroup.made);
     assert!(root.path().join("theirs").is_dir() && !root.path().join("theirs/ours").exists());
 }
@@ -55,4 +58,41 @@ fn starts_and_ends_at_once_do_not_trip_over_each_other() {
     };
     std::thread::scope(|scope| (0..4).for_each(|n| _ = scope.spawn(move || live(n))));
     assert!(!root.path().join("a/b").exists());
+}
+
+/// A cgroup of a tree of plain files, with these interface files.
+fn with_files(root: &Path, files: &[&str]) -> Cgroup {
+    let cgroup = Cgroup::create(root, "/c1").unwrap();
+    files.iter().for_each(|file| fs::write(root.join("c1/vm").join(file), "").unwrap());
+    cgroup
+}
+
+#[test]
+fn a_limit_is_written_and_its_controller_handed_down_from_the_root_on() {
+    let root = tempfile::tempdir().unwrap();
+    let cgroup = with_files(root.path(), &["cpu.max"]);
+    let control = ["", "c1"].map(|above| root.path().join(above).join("cgroup.subtree_control"));
+    control.iter().for_each(|file| fs::write(file, "").unwrap());
+    cgroup.limit(&Limits::of_resources(&serde_json::json!({ "cpu": { "quota": 1000 } })).unwrap()).unwrap();
+    assert_eq!(fs::read_to_string(root.path().join("c1/vm/cpu.max")).unwrap(), "1000 100000");
+    control.iter().for_each(|file| assert_eq!(fs::read_to_string(file).unwrap(), "+cpu"));
+}
+
+#[test]
+fn a_limit_without_its_controller_fails_nothing_and_makes_no_file() {
+    let root = tempfile::tempdir().unwrap();
+    let cgroup = with_files(root.path(), &[]);
+    cgroup.limit(&Limits::of_resources(&serde_json::json!({ "cpu": { "quota": 1000 } })).unwrap()).unwrap();
+    assert!(!root.path().join("c1/vm/cpu.max").exists());
+}
+
+#[test]
+fn a_limit_that_the_kernel_refuses_is_named() {
+    let root = tempfile::tempdir().unwrap();
+    let cgroup = with_files(root.path(), &[]);
+    // A directory in the file's place refuses to be written, as the kernel refuses a value.
+    fs::create_dir(root.path().join("c1/vm/cpu.max")).unwrap();
+    let limits = Limits::of_resources(&serde_json::json!({ "cpu": { "quota": 1000 } })).unwrap();
+    let error = cgroup.limit(&limits).unwrap_err().to_string();
+    assert!(error.contains("c1/vm") && error.contains("\"1000 100000\" for cpu.max"), "{error}");
 }

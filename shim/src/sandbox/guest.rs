@@ -1,35 +1,53 @@
 //! A guest that answers: the VM, and the agent in it.
 //!
-//! Every call to the agent has a deadline, and ends when the VM does. A guest whose connection breaks while its VM lives
-//! on is of no use to anybody: the VM is ended, and that ends every process the same way.
+//! Every call to the agent has a deadline, and ends when the VM ends. When the connection to the agent breaks while the VM
+//! still runs, the shim ends the VM, and every process of the guest then ends with 137.
 
+mod pause;
+mod resources;
+
+use super::cgroup::Cgroup;
+use super::container::GuestSpec;
+use super::container::life::{Exit, KILLED};
 use super::docker::Docker;
-use super::life::{Exit, KILLED};
-use super::vm::{Ended, Vm};
+use super::limits::Limits;
+use super::network::Network;
+use super::network::loopback::Loopback;
+use super::sizing::Size;
+use super::vm::{ExitReport, Vm};
 use crate::error::{Error, Result};
+use crate::network::Monitor;
 use lazaret_agent_api::agent::{
     CreateContainerRequest, CreateExecRequest, Empty, ProcessRequest, ResizeTerminalRequest,
     SignalProcessRequest, Stdio, StreamHeader, stream_header::Kind,
 };
 use lazaret_agent_api::agent_ttrpc::AgentClient;
 use lazaret_agent_api::{Ack, DOCKER_PORT, STDIO_PORT, encode_header};
+use pause::Pause;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use ttrpc::context::{Context, with_duration};
 
 /// How long the agent may take for a call; making a container reads its image's files.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// The same for a container that is made when the Docker daemon answers, which takes half a minute on an emulated host.
 const EAGER_TIMEOUT: Duration = Duration::from_secs(180);
-/// How long the agent may take to send a signal. A guest that cannot do that does not work any more.
+/// How long the agent may take to send a signal. A guest that takes longer does not work any more.
 const SIGNAL_TIMEOUT: Duration =
     if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(10) };
 /// How long the agent may take to answer a stdio stream's header.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the network namespace may take to give its interfaces back.
+const UNWIRE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the agent may take to kill what runs and to write everything back: five seconds for the one, thirty for the other.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(36);
+const SHUTDOWN_TIMEOUT: Duration =
+    if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(36) };
 /// The same when there is a volume, for which the agent takes up to two minutes more.
 const SHUTDOWN_TIMEOUT_WITH_VOLUME: Duration = Duration::from_secs(156);
 
@@ -38,6 +56,15 @@ const SHUTDOWN_TIMEOUT_WITH_VOLUME: Duration = Duration::from_secs(156);
 pub(crate) struct ProcessKey {
     pub container: String,
     pub exec: String,
+}
+
+impl fmt::Display for ProcessKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.exec.as_str() {
+            "" => write!(f, "container {}", self.container),
+            exec => write!(f, "exec {exec} of container {}", self.container),
+        }
+    }
 }
 
 impl ProcessKey {
@@ -50,20 +77,59 @@ impl ProcessKey {
     }
 }
 
+/// The end of a process.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ended {
+    pub exit: Exit,
+    /// How many processes of its container the guest's kernel has killed for want of memory.
+    pub oom_kills: u64,
+}
+
+/// A guest's share of the host.
+#[derive(Debug)]
+pub(crate) struct Share {
+    pub size: Size,
+    /// The VMM's cgroup, where there is one.
+    pub cgroup: Option<Cgroup>,
+    /// What the host is to hold the guest to from the start of its first process on.
+    pub limits: Limits,
+}
+
 /// A running guest.
 pub(crate) struct Guest {
     vm: Vm,
     agent: AgentClient,
     docker: Option<Docker>,
+    network: Network,
+    loopback: Loopback,
+    pause: Pause,
+    /// Done once the guest has its network and its limits.
+    settled: OnceCell<()>,
+    /// One reference for each process that stands for a container, beside this one.
+    anchors: Arc<()>,
+    size: Size,
+    /// The VMM's, where there is one.
+    cgroup: Option<Arc<Cgroup>>,
+    /// What the host is to hold the guest to from the start of its first process on.
+    limits: Limits,
 }
 
 impl Guest {
     #[must_use]
-    pub(crate) fn new(vm: Vm, agent: AgentClient, docker: Option<Docker>) -> Self {
-        Self { vm, agent, docker }
+    pub(crate) fn new(
+        vm: Vm,
+        agent: AgentClient,
+        docker: Option<Docker>,
+        network: Network,
+        share: Share,
+    ) -> Self {
+        let Share { size, cgroup, limits } = share;
+        let (loopback, pause, cgroup) = (Loopback::default(), Pause::default(), cgroup.map(Arc::new));
+        let (settled, anchors) = (OnceCell::new(), Arc::default());
+        Self { vm, agent, docker, network, loopback, pause, settled, anchors, size, cgroup, limits }
     }
 
-    /// The host's pid that stands for every process of the guest.
+    /// The VMM's pid, which stands for the guest, and for every process of it that has no other on the host.
     #[must_use]
     pub(crate) fn pid(&self) -> u32 {
         self.vm.pid()
@@ -71,7 +137,7 @@ impl Guest {
 
     /// Whether, and how, the VM ended.
     #[must_use]
-    pub(crate) fn ended(&self) -> watch::Receiver<Option<Ended>> {
+    pub(crate) fn ended(&self) -> watch::Receiver<Option<ExitReport>> {
         self.vm.ended()
     }
 
@@ -81,19 +147,110 @@ impl Guest {
         self.vm.ended().borrow().is_none()
     }
 
-    /// Whether there is something in the guest that outlives it.
+    /// Whether the guest has a volume, whose data outlives the guest.
     #[must_use]
     pub(crate) fn keeps_data(&self) -> bool {
         self.docker.as_ref().is_some_and(|docker| docker.volume.is_some())
     }
 
+    /// Gives the guest its network and its limits, with the start of its first process: the network is there then. What has failed
+    /// is tried again by the next start.
+    ///
+    /// # Errors
+    /// The network's; [`Error::InvalidArgument`] for a limit that the host's kernel refuses.
+    pub(crate) async fn settle(self: &Arc<Self>, resolv_conf: Option<PathBuf>) -> Result<()> {
+        let settle = async {
+            self.set_up_network(resolv_conf).await?;
+            self.limit()
+        };
+        self.settled.get_or_try_init(|| settle).await.copied()
+    }
+
+    /// Gives the guest the network that its network namespace holds now; loopback alone, where it holds none. What changes in the
+    /// namespace from now on changes in the guest, too. The container's name servers are those of `resolv_conf`.
+    ///
+    /// # Errors
+    /// Of the wiring, the VMM's and the agent's; the namespace is as it was then.
+    async fn set_up_network(self: &Arc<Self>, resolv_conf: Option<PathBuf>) -> Result<()> {
+        if !self.network.prepare(&self.vm).await? {
+            return Ok(());
+        }
+        let monitor = match Monitor::open(self.vm.network_namespace()).await {
+            Ok(monitor) => monitor,
+            Err(error) => {
+                self.unwire_network().await;
+                return Err(error.into());
+            }
+        };
+        let failed = match self.update_network(resolv_conf.as_deref()).await {
+            Ok(failed) => failed.into_iter().next(),
+            Err(error) => Some(error),
+        };
+        if let Some(error) = failed {
+            self.unwire_network().await;
+            return Err(error);
+        }
+        if !self.network.followed.swap(true, Ordering::Relaxed) {
+            tokio::spawn(self.clone().follow_network(monitor, resolv_conf));
+        }
+        Ok(())
+    }
+
+    /// Follows the changes of the network namespace until the VM ends.
+    async fn follow_network(self: Arc<Self>, monitor: Monitor, resolv_conf: Option<PathBuf>) {
+        let mut ended = self.ended();
+        loop {
+            tokio::select! {
+                _ = ended.wait_for(Option::is_some) => return,
+                changed = monitor.changed() => if let Err(error) = changed {
+                    log::error!("the network namespace is no longer watched: {error}");
+                    return;
+                }
+            }
+            self.until_resumed().await;
+            match self.update_network(resolv_conf.as_deref()).await {
+                Ok(failed) => failed.iter().for_each(|error| log::error!("network: {error}")),
+                Err(error) => log::error!("network: {error}"),
+            }
+        }
+    }
+
+    /// Brings the guest's network to what the namespace holds: why interfaces are left out.
+    async fn update_network(&self, resolv_conf: Option<&Path>) -> Result<Vec<Error>> {
+        let mut configured = self.network.configured.lock().await;
+        if !self.is_alive() {
+            return Ok(Vec::new());
+        }
+        let (wanted, failed) = self.network.wire(&self.vm).await?;
+        if *configured != wanted {
+            let call = self.agent.configure_network(within(CALL_TIMEOUT), &wanted);
+            self.call("setting up the network", CALL_TIMEOUT, call).await?;
+            let names: Vec<_> = wanted.interfaces.iter().map(|interface| interface.name.as_str()).collect();
+            log::info!("the guest has the network interfaces {}", names.join(", "));
+            if !wanted.interfaces.is_empty() {
+                self.loopback.open(&self.vm, resolv_conf).await;
+            }
+            *configured = wanted;
+        }
+        Ok(failed)
+    }
+
+    /// Gives the network namespace its interfaces back.
+    pub(crate) async fn unwire_network(&self) {
+        // Its listeners are on ports that are the namespace's own while it is wired.
+        self.loopback.close().await;
+        self.network.unwire(&self.vm).await;
+    }
+
     /// # Errors
     /// The agent's.
-    pub(crate) async fn create_container(&self, id: &str, spec: Vec<u8>, stdio: Stdio) -> Result<()> {
+    pub(crate) async fn create_container(&self, id: &str, spec: GuestSpec, stdio: Stdio) -> Result<()> {
         let request = CreateContainerRequest {
             container_id: id.into(),
-            spec,
+            spec: spec.config,
             stdio: Some(stdio).into(),
+            joins: spec.joins,
+            holds_pod: spec.holds_pod,
             ..Default::default()
         };
         let eager = self.docker.as_ref().is_some_and(|docker| docker.eager);
@@ -135,30 +292,30 @@ impl Guest {
         Ok(())
     }
 
-    /// Waits for the end of a process, which the end of the VM is as well. An agent that does not know the process says
-    /// so of one that has been deleted; of any other it is the guest's end.
-    pub(crate) async fn wait(&self, key: &ProcessKey, deleted: impl Fn() -> bool) -> Option<Exit> {
+    /// Waits for the exit of a process, which the end of the VM causes, too. `None` when the agent does not know the process
+    /// because it was deleted. When the agent does not know a process that was not deleted, the VM is ended.
+    pub(crate) async fn wait(&self, key: &ProcessKey, deleted: impl Fn() -> bool) -> Option<Ended> {
         let request = key.request();
-        let status = match self.answer("waiting", self.agent.wait_process(Context::default(), &request)).await
-        {
-            Ok(answer) => answer.exit_status,
-            Err(Error::NotFound(_)) if deleted() => return None,
-            Err(error) => {
-                if self.is_alive() {
-                    log::error!("the VM is ended: {error}");
-                    self.vm.stop().await;
+        let (status, oom_kills) =
+            match self.answer("waiting", self.agent.wait_process(Context::default(), &request)).await {
+                Ok(answer) => (answer.exit_status, answer.oom_kills),
+                Err(Error::NotFound(_)) if deleted() => return None,
+                Err(error) => {
+                    if self.is_alive() {
+                        log::error!("the VM is ended: {error}");
+                        self.stop_vm().await;
+                    }
+                    (KILLED, 0)
                 }
-                KILLED
-            }
-        };
-        // By the host's clock: the guest's is its own business.
-        Some(Exit { status, at: SystemTime::now() })
+            };
+        // The time is the host's: the guest's clock is not trusted.
+        Some(Ended { exit: Exit { status, at: SystemTime::now() }, oom_kills })
     }
 
     /// Sends a signal, to every process of the container with `all`.
     ///
     /// # Errors
-    /// The agent's. A guest that cannot be told to kill is ended instead.
+    /// The agent's. When the guest does not answer to SIGKILL, its VM is ended instead.
     pub(crate) async fn signal(&self, key: &ProcessKey, signal: u32, all: bool) -> Result<()> {
         let request = SignalProcessRequest {
             container_id: key.container.clone(),
@@ -170,12 +327,12 @@ impl Guest {
         let result = self
             .call("signalling", SIGNAL_TIMEOUT, self.agent.signal_process(within(SIGNAL_TIMEOUT), &request))
             .await;
-        let kill = i32::try_from(signal) == Ok(libc::SIGKILL) && key.exec.is_empty();
+        let kill = i32::try_from(signal) == Ok(libc::SIGKILL);
         match result {
             Ok(_) => Ok(()),
             Err(Error::DeadlineExceeded(line)) if kill => {
-                log::error!("the guest does not answer and is to be killed; the VM is ended: {line}");
-                self.vm.stop().await;
+                log::error!("the guest does not answer to SIGKILL of {key}, so its VM is ended: {line}");
+                self.stop_vm().await;
                 Ok(())
             }
             Err(_) if !self.is_alive() => Err(Error::NotFound("process already finished".into())),
@@ -202,7 +359,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Makes the agent forget a process. A guest that is gone has forgotten.
+    /// Makes the agent forget a process, if the VM still runs.
     pub(crate) async fn forget(&self, key: &ProcessKey) {
         if !self.is_alive() {
             return;
@@ -217,8 +374,13 @@ impl Guest {
         }
     }
 
-    /// Lets the guest write everything back.
-    pub(crate) async fn write_back(&self) {
+    /// Lets the guest kill what runs in it, write everything back and unmount it.
+    pub(crate) async fn shut_down(&self) {
+        if self.is_paused()
+            && let Err(error) = self.resume().await
+        {
+            log::error!("a paused guest is to be shut down: {error}");
+        }
         if self.is_alive() {
             let nothing = Empty::default();
             let limit = if self.keeps_data() { SHUTDOWN_TIMEOUT_WITH_VOLUME } else { SHUTDOWN_TIMEOUT };
@@ -234,8 +396,16 @@ impl Guest {
         }
     }
 
-    /// Ends the VM and waits until nothing of it is left.
+    /// Ends the VM and waits until nothing of it is left: its process is reaped, and its network is unwired.
     pub(crate) async fn stop(&self) {
+        self.stop_vm().await;
+        if tokio::time::timeout(UNWIRE_TIMEOUT, self.unwire_network()).await.is_err() {
+            log::error!("the network is not unwired within {} s", UNWIRE_TIMEOUT.as_secs());
+        }
+    }
+
+    async fn stop_vm(&self) {
+        self.thaw().await;
         self.vm.stop().await;
     }
 
@@ -270,7 +440,7 @@ impl Guest {
         tokio::time::timeout(STREAM_TIMEOUT, handshake).await.map_err(late)?
     }
 
-    /// A stream to the Docker daemon. A guest that refuses shows as end of file on it.
+    /// A stream to the Docker daemon. When the guest refuses the connection, the stream is at its end of file.
     ///
     /// # Errors
     /// [`Error::Internal`] when the VMM is gone or descriptors run out.
@@ -285,6 +455,7 @@ impl Guest {
         limit: Duration,
         call: impl Future<Output = ttrpc::Result<T>>,
     ) -> Result<T> {
+        self.check_not_paused()?;
         match tokio::time::timeout(limit, self.answer(what, call)).await {
             Ok(answer) => answer,
             Err(_) => Err(Error::DeadlineExceeded(format!(
@@ -303,16 +474,16 @@ impl Guest {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             },
-            // The VMM's word, or that it is gone without one.
+            // The VMM's exit report, or its end without one.
             _ = ended.wait_for(Option::is_some) => ttrpc::Error::RemoteClosed,
         };
         if matches!(error, ttrpc::Error::RpcStatus(_)) {
             return Err(Error::from_agent(what, error));
         }
-        // A broken connection is most often the VM's end, whose word is about to come.
-        let word = tokio::time::timeout(Duration::from_secs(2), ended.wait_for(Option::is_some)).await;
-        let line = match word {
-            Ok(Ok(word)) => word.as_ref().map(Ended::line),
+        // A broken connection is most often the VM's end, and then the exit report is about to come.
+        let exit_report = tokio::time::timeout(Duration::from_secs(2), ended.wait_for(Option::is_some)).await;
+        let line = match exit_report {
+            Ok(Ok(exit_report)) => exit_report.as_ref().map(ExitReport::line),
             _ => None,
         };
         Err(line.map_or_else(
@@ -322,7 +493,7 @@ impl Guest {
     }
 }
 
-/// For ttrpc, whose own deadline counts as a broken connection: later than ours.
+/// The deadline for ttrpc: later than ours, because ttrpc reports its own deadline as a broken connection.
 fn within(limit: Duration) -> Context {
     with_duration(limit + Duration::from_secs(5))
 }

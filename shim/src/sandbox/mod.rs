@@ -1,287 +1,167 @@
-//! A sandbox: one microVM, and the container in it.
+//! A sandbox: one microVM, and the containers in it.
 //!
 //! ```text
-//!   start ──► launch ─────────────► Ready(guest) ──► Create ──► container
+//!   start ──► launch ─────────────► Ready(guest) ──► Create ──► containers ──► its end (lifecycle.rs): the guest is shut down
 //!                     └───────────► Failed(why)  ──► Create answers why
 //! ```
 //!
 //! The guest is started when the shim is, before containerd asks for a container, and the container's mounts are made
-//! beside its boot.
+//! beside its boot. One task, [`Sandbox::run`], owns the guest's end; everybody else changes the [`Lifecycle`] and watches it.
 
-mod bind;
+mod anchor;
 pub(crate) mod cgroup;
 mod container;
+mod create;
 mod docker;
-mod docker_socket;
 mod guest;
-mod launch;
-mod life;
-mod mounts;
-mod process;
-mod rootfs;
+mod lifecycle;
+mod limits;
+pub(crate) mod membership;
+mod network;
+pub(crate) mod pod_resources;
 mod sizing;
-mod spec;
 #[cfg(test)]
-mod test_support;
+pub(crate) mod test_support;
 mod vm;
 
 use crate::error::{Error, Result};
-use crate::events::{Event, Publisher};
-use crate::io::Stdio;
+use crate::events::Publisher;
 use crate::state::Record;
 pub(crate) use container::Container;
-use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
+pub(crate) use container::life::{Exit, Status};
+pub(crate) use container::rootfs::RootMount;
+pub(crate) use container::spec::Spec;
+pub(crate) use create::NewContainer;
 pub(crate) use docker::Docker;
 use guest::Guest;
-pub(crate) use launch::Plan;
-pub(crate) use life::{Exit, Status};
-use mounts::ContainerMounts;
-pub(crate) use rootfs::RootMount;
+use lazaret_agent_api::check_identifier;
+use lifecycle::Lifecycle;
+pub(crate) use limits::Limits;
+pub(crate) use membership::Membership;
+pub(crate) use network::mode::NetworkMode;
+pub(crate) use network::resolv_conf;
 pub(crate) use sizing::{Host, Size};
-pub(crate) use spec::Spec;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
+pub(crate) use vm::launch::Plan;
 
-/// How long a container that is ended with its sandbox may take.
+/// How long what is left of a sandbox may take after its VM has ended: a Create under way, and the exits of its containers.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What `Create` brings.
-#[derive(Debug, Clone)]
-pub(crate) struct NewContainer {
-    pub id: String,
-    pub bundle: PathBuf,
-    pub rootfs: Vec<RootMount>,
-    pub stdio: Stdio,
-    pub checkpoint: String,
-}
 
 /// The sandbox of this shim.
 pub(crate) struct Sandbox {
     shared: PathBuf,
-    boot: watch::Receiver<Boot>,
-    slot: Mutex<Slot>,
+    /// What containers have as `/etc/resolv.conf`, where that is the sandbox's matter.
+    resolv_conf: Option<PathBuf>,
+    life: watch::Sender<Lifecycle<Arc<Guest>, Arc<Container>>>,
     events: Publisher,
-    /// Whether there is a container, or one is being made.
-    busy: watch::Sender<bool>,
-    over: watch::Sender<bool>,
-    /// The sandbox is being ended, so that the VM's end is no surprise.
-    ending: AtomicBool,
 }
 
-#[derive(Clone)]
-enum Boot {
-    Pending,
-    Ready(Arc<Guest>),
-    Failed(Error),
-}
-
-#[derive(Clone)]
-enum Slot {
-    Empty,
-    Creating(String),
-    Present(Arc<Container>),
+/// Checks the id of a new container or exec, before anything is named after it.
+fn check_id(what: &str, id: &str) -> Result<()> {
+    check_identifier(id).map_err(|error| Error::InvalidArgument(format!("{what} id: {error}")))
 }
 
 impl Sandbox {
-    /// Starts the guest, or keeps why it cannot be started for `Create` to answer.
+    /// Starts the guest. When the guest cannot be started, `Create` answers with the reason.
     #[must_use]
     pub(crate) fn start(
         plan: Result<Plan>,
+        membership: Membership,
         shared: PathBuf,
         mut record: Record,
         events: Publisher,
     ) -> Arc<Self> {
-        let (booted, boot) = watch::channel(Boot::Pending);
-        let sandbox = Arc::new(Self::new(shared, boot, events));
+        let resolv_conf = plan.as_ref().ok().and_then(|plan| plan.resolv_conf.clone());
+        let sandbox = Arc::new(Self { resolv_conf, ..Self::new(membership, shared, events) });
         let starting = sandbox.clone();
         tokio::spawn(async move {
             let result = match plan {
                 Ok(plan) => {
-                    let over = starting.over.subscribe();
-                    launch::launch(&plan, &mut record, over).await.map_err(Error::from)
+                    vm::launch::launch(&plan, &mut record, starting.until_ending()).await.map_err(Error::from)
                 }
                 Err(error) => Err(error),
             };
             match result {
-                Ok((guest, docker_listener)) => {
-                    let guest = Arc::new(guest);
-                    let mut ended = guest.ended();
-                    if let Some(listener) = docker_listener {
-                        tokio::spawn(starting.clone().export_docker(listener, guest.clone()));
-                    }
-                    booted.send_replace(Boot::Ready(guest));
-                    if let Ok(word) = ended.wait_for(Option::is_some).await {
-                        starting.guest_ended(word.as_ref());
-                    }
-                }
+                Ok((guest, docker_listener)) => starting.run(Arc::new(guest), docker_listener).await,
                 Err(error) => {
                     log::error!("{error}");
-                    booted.send_replace(Boot::Failed(error));
+                    starting.life.send_modify(|life| life.gone(error));
                 }
             }
         });
         sandbox
     }
 
-    fn new(shared: PathBuf, boot: watch::Receiver<Boot>, events: Publisher) -> Self {
-        Self {
-            shared,
-            boot,
-            slot: Mutex::new(Slot::Empty),
-            events,
-            busy: watch::channel(false).0,
-            over: watch::channel(false).0,
-            ending: AtomicBool::new(false),
-        }
+    fn new(membership: Membership, shared: PathBuf, events: Publisher) -> Self {
+        let life = watch::channel(Lifecycle::new(membership)).0;
+        Self { shared, resolv_conf: None, life, events }
     }
 
-    /// Serves the host's end of the Docker daemon's socket while there is a daemon to be served: not while the guest writes back
-    /// what is to outlive it.
+    /// From the guest's first answer to its end, and nothing of it is left then. The guest is shut down when the sandbox is
+    /// to end; it may end before that by itself.
+    async fn run(self: Arc<Self>, guest: Arc<Guest>, docker_listener: Option<UnixListener>) {
+        self.life.send_modify(|life| life.booted(guest.clone()));
+        if let Some(listener) = docker_listener {
+            tokio::spawn(self.clone().export_docker(listener, guest.clone()));
+        }
+        let mut ended = guest.ended();
+        let by_itself = tokio::select! {
+            // The end of the VM first: it makes calls fail, and a Create that fails ends the sandbox.
+            biased;
+            _ = ended.wait_for(Option::is_some) => true,
+            () = self.until_ending() => false,
+        };
+        // A guest without a container has nothing to write back, unless its data outlives it.
+        let has_data = guest.keeps_data() || !self.life.borrow().is_empty();
+        if !by_itself && has_data {
+            guest.shut_down().await;
+        }
+        guest.stop().await;
+        let exit_report = ended.borrow().clone();
+        let line = match exit_report {
+            Some(report) if by_itself && !report.requested => {
+                log::error!("the VM ended unexpectedly: {}", report.line());
+                log::error!("the guest's last console lines: {}", report.console_line());
+                report.line()
+            }
+            Some(report) => {
+                log::info!("the VM has ended, as it was to: {}", report.reason);
+                report.reason
+            }
+            None => {
+                log::error!("lazaret-vmm, process {}, does not end when it is killed", guest.pid());
+                "lazaret-vmm did not end when it was killed".into()
+            }
+        };
+        self.life
+            .send_modify(|life| life.gone(Error::Internal(format!("the sandbox's VM has ended: {line}"))));
+    }
+
+    /// Serves the Docker daemon's socket on the host while the guest is ready. So no client reaches the daemon while the guest
+    /// writes its volume back.
     async fn export_docker(self: Arc<Self>, listener: UnixListener, guest: Arc<Guest>) {
-        let (mut over, mut ended) = (self.over(), guest.ended());
+        let (mut life, mut ended) = (self.life.subscribe(), guest.ended());
         let connect = move || {
             let guest = guest.clone();
             async move { guest.docker().await }
         };
         tokio::select! {
-            () = docker_socket::serve(listener, connect) => {}
-            _ = over.wait_for(|over| *over) => {}
+            () = docker::socket::serve(listener, connect) => {}
+            _ = life.wait_for(|life| !life.is_ready()) => {}
             _ = ended.wait_for(Option::is_some) => {}
         }
     }
 
-    fn guest_ended(&self, word: Option<&vm::Ended>) {
-        let Some(word) = word else { return };
-        if word.requested || self.ending.load(Ordering::Relaxed) {
-            log::info!("{}", word.reason);
-        } else {
-            log::error!("the VM ended unexpectedly: {}", word.line());
-            log::error!("the guest's last words: {}", word.console_line());
-        }
-    }
-
-    /// Makes the container.
-    ///
-    /// # Errors
-    /// [`Error`]; everything is undone then, the VM included.
-    pub(crate) async fn create(&self, new: NewContainer) -> Result<u32> {
-        self.reserve(&new.id)?;
-        match self.build(new).await {
-            Ok(container) => {
-                let pid = container.guest.pid();
-                *self.slot() = Slot::Present(container.clone());
-                container.watch();
-                Ok(pid)
-            }
-            Err(error) => {
-                // A sandbox without its container is nothing. This also stops a launch that is still under way.
-                self.over.send_replace(true);
-                if let Boot::Ready(guest) = &*self.boot.borrow() {
-                    let guest = guest.clone();
-                    tokio::spawn(async move {
-                        if guest.keeps_data() {
-                            guest.write_back().await;
-                        }
-                        guest.stop().await;
-                    });
-                }
-                self.vacate();
-                Err(error)
-            }
-        }
-    }
-
-    fn reserve(&self, id: &str) -> Result<()> {
-        if *self.over.borrow() {
-            return Err(Error::FailedPrecondition(format!("container {id}: its sandbox is ending")));
-        }
-        let mut slot = self.slot();
-        let taken = match &*slot {
-            Slot::Empty => {
-                *slot = Slot::Creating(id.into());
-                self.busy.send_replace(true);
-                return Ok(());
-            }
-            Slot::Creating(other) => other,
-            Slot::Present(container) => &container.id,
-        };
-        Err(if taken == id {
-            Error::AlreadyExists(format!("container {id} exists"))
-        } else {
-            Error::Unimplemented(format!(
-                "container {id} is to join the sandbox of {taken}: this version of lazaret has one container in a sandbox"
-            ))
-        })
-    }
-
-    async fn build(&self, new: NewContainer) -> Result<Arc<Container>> {
-        if !new.checkpoint.is_empty() {
-            return Err(Error::Unimplemented("a container cannot be restored from a checkpoint".into()));
-        }
-        let spec = Spec::load(&new.bundle)?;
-        let (shared, id, bundle, rootfs) =
-            (self.shared.clone(), new.id.clone(), new.bundle.clone(), new.rootfs.clone());
-        let mut mounting = tokio::task::spawn_blocking(move || {
-            let mounts = ContainerMounts::create(&shared, &id, &bundle, &spec, &rootfs)?;
-            let guest_spec = spec.for_guest(mounts.paths())?;
-            Ok::<_, Error>((mounts, guest_spec))
-        });
-        // Beside the guest's boot; whichever fails first is the answer.
-        let mounted =
-            async { (&mut mounting).await.map_err(|error| Error::Internal(format!("mounting: {error}")))? };
-        let both = tokio::try_join!(mounted, self.guest());
-        if both.is_err() && !mounting.is_finished() {
-            // What is mounted by then is unmounted with the result.
-            let _ = mounting.await;
-        }
-        let ((mounts, (spec, notes)), guest) = both?;
-        notes.iter().for_each(|note| log::warn!("{note}"));
-        let created = self.created_event(&new, guest.pid());
-        let NewContainer { id, bundle, stdio, .. } = new;
-        let events = self.events.clone();
-        let container = Container::create(id, bundle, guest, mounts, spec, stdio, events).await?;
-        self.events.publish(&created);
-        Ok(container)
-    }
-
-    fn created_event(&self, new: &NewContainer, pid: u32) -> Event {
-        let mount = |mount: &RootMount| containerd_shim_protos::types::mount::Mount {
-            type_: mount.fs_type.clone(),
-            source: mount.source.clone(),
-            target: mount.target.clone(),
-            options: mount.options.clone(),
-            ..Default::default()
-        };
-        let io = TaskIO {
-            stdin: new.stdio.stdin.clone(),
-            stdout: new.stdio.stdout.clone(),
-            stderr: new.stdio.stderr.clone(),
-            terminal: new.stdio.terminal,
-            ..Default::default()
-        };
-        Event::Create(TaskCreate {
-            container_id: new.id.clone(),
-            bundle: new.bundle.display().to_string(),
-            rootfs: new.rootfs.iter().map(mount).collect(),
-            io: Some(io).into(),
-            pid,
-            ..Default::default()
-        })
-    }
-
     /// The guest, once it answers.
     async fn guest(&self) -> Result<Arc<Guest>> {
-        let mut boot = self.boot.clone();
-        let settled = boot.wait_for(|boot| !matches!(boot, Boot::Pending)).await;
-        match settled.as_deref() {
-            Ok(Boot::Ready(guest)) if guest.is_alive() => Ok(guest.clone()),
-            Ok(Boot::Failed(error)) => Err(error.clone()),
-            _ => Err(Error::Internal("the sandbox's VM has ended".into())),
-        }
+        let mut life = self.life.subscribe();
+        let settled = life.wait_for(|life| !matches!(life.guest(), Ok(None))).await;
+        let guest = settled.ok().and_then(|life| life.guest().transpose());
+        guest.unwrap_or_else(|| Err(Error::Internal("the sandbox is gone".into())))
     }
 
     /// The container of that id.
@@ -289,99 +169,115 @@ impl Sandbox {
     /// # Errors
     /// [`Error::NotFound`].
     pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>> {
-        match &*self.slot() {
-            Slot::Present(container) if container.id == id => Ok(container.clone()),
-            _ => Err(Error::NotFound(format!("container {id} not found"))),
+        self.life.borrow().container(id)
+    }
+
+    /// Takes note that a container's own process has ended. Where the sandbox ends with it, this waits until nothing of the guest
+    /// is left: the exit is published after that.
+    async fn container_ended(self: Arc<Self>, id: String) {
+        self.life.send_modify(|life| life.container_ended(&id));
+        if !self.life.borrow().is_ready() {
+            self.until_over().await;
         }
     }
 
-    /// Takes the container away, and ends the VM where something outlives it.
+    /// Deletes the container.
     ///
     /// # Errors
     /// As [`Container::delete`].
-    pub(crate) async fn delete(&self, id: &str) -> Result<Exit> {
+    pub(crate) async fn delete(self: &Arc<Self>, id: &str) -> Result<Exit> {
         let container = self.container(id)?;
-        let exit = container.delete().await?;
-        if container.guest.keeps_data() {
-            // containerd waits for this answer, but not for the shim's end; and whoever has the answer may want to give the
-            // volume to the next sandbox.
-            self.over.send_replace(true);
-            self.ending.store(true, Ordering::Relaxed);
-            container.guest.write_back().await;
-            container.guest.stop().await;
-        }
-        self.vacate();
+        let exit = container.delete(self.clone().container_ended(id.into())).await?;
+        self.remove(id);
         Ok(exit)
     }
 
-    /// Takes away a container whose creator has left meanwhile, and its VM.
-    pub(crate) async fn discard(&self, id: &str) {
-        log::warn!("the caller of Create left before its answer: container {id} is taken away");
-        if let Ok(container) = self.container(id) {
-            container.end(END_TIMEOUT).await;
-            if let Err(error) = self.delete(id).await {
-                log::error!("container {id}: {error}");
-            }
-            self.over.send_replace(true);
-            container.guest.stop().await;
+    /// Pauses the container, and the guest with it.
+    ///
+    /// # Errors
+    /// [`Error::Unimplemented`] beside other containers, which would stand still, too; as [`Container::pause`].
+    pub(crate) async fn pause(&self, id: &str) -> Result<()> {
+        let container = self.container(id)?;
+        if self.life.borrow().has_others(id) {
+            return Err(Error::Unimplemented(format!(
+                "container {id} is not alone in its sandbox: this version of lazaret pauses a whole sandbox only"
+            )));
+        }
+        container.pause().await
+    }
+
+    /// Deletes a container whose creator has left before Create was answered.
+    pub(crate) async fn discard(self: &Arc<Self>, id: &str) {
+        log::warn!("the caller of Create left before its answer: container {id} is deleted");
+        let Ok(container) = self.container(id) else { return };
+        // Another client may have started it, and it may have ended by itself.
+        if let Err(error) = container.kill("", libc::SIGKILL.unsigned_abs(), true).await {
+            log::debug!("killing container {id}: {error}");
+        }
+        container.until_exit_published().await;
+        if let Err(error) = self.delete(id).await {
+            log::error!("container {id}: {error}");
         }
     }
 
-    /// Whether there is a container, or one is being made.
-    #[must_use]
-    pub(crate) fn busy(&self) -> watch::Receiver<bool> {
-        self.busy.subscribe()
+    /// Waits until the sandbox is to end.
+    async fn until_ending(&self) {
+        // The sender is ours: it cannot be gone.
+        let _ = self.life.subscribe().wait_for(Lifecycle::is_ending).await;
     }
 
-    /// Whether the sandbox can have no container any more.
-    #[must_use]
-    pub(crate) fn over(&self) -> watch::Receiver<bool> {
-        self.over.subscribe()
+    /// Waits until there is no VM. The shutdown of a guest, and the end of its VM, have their own deadlines.
+    async fn until_over(&self) {
+        let _ = self.life.subscribe().wait_for(Lifecycle::is_over).await;
     }
 
-    /// Ends whatever runs, tells it, and ends the VM. Nothing of the sandbox is left but its state directory.
+    /// Waits until there is a container, or one is being made; or, with `empty`, until there is none.
+    pub(crate) async fn until_empty(&self, empty: bool) {
+        let _ = self.life.subscribe().wait_for(|life| life.is_empty() == empty).await;
+    }
+
+    /// Whether there is no container, and none is being made.
+    #[must_use]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.life.borrow().is_empty()
+    }
+
+    /// Whether the sandbox takes no container any more.
+    #[must_use]
+    pub(crate) fn is_ending(&self) -> bool {
+        self.life.borrow().is_ending()
+    }
+
+    /// Ends the containers and the VM, and publishes the exits. Nothing of the sandbox is left but its state directory.
     pub(crate) async fn end(&self) {
-        self.over.send_replace(true);
-        self.ending.store(true, Ordering::Relaxed);
-        let present = match &*self.slot() {
-            Slot::Present(container) => Some(container.clone()),
-            _ => None,
-        };
-        if let Some(container) = &present {
-            container.end(END_TIMEOUT).await;
-        }
-        let mut boot = self.boot.clone();
-        // A launch that is under way is cut short by `over`.
-        let guest = match boot.wait_for(|boot| !matches!(boot, Boot::Pending)).await.as_deref() {
-            Ok(Boot::Ready(guest)) => Some(guest.clone()),
-            _ => None,
-        };
-        if let Some(guest) = guest {
-            if present.is_some() {
-                guest.write_back().await;
-            }
-            guest.stop().await;
-        }
-        if let Some(container) = present {
-            container.all_told(END_TIMEOUT).await;
-            // With the container go its mounts, before the tree they are in.
-            self.vacate();
-        }
+        self.life.send_modify(Lifecycle::end);
+        self.until_over().await;
         // A Create that was under way fails with the VM.
-        let mut busy = self.busy();
-        let _ = tokio::time::timeout(END_TIMEOUT, busy.wait_for(|busy| !*busy)).await;
+        let mut life = self.life.subscribe();
+        let _ = tokio::time::timeout(END_TIMEOUT, life.wait_for(|life| !life.is_creating())).await;
+        let ids = self.life.borrow().ids();
+        for id in ids {
+            let Ok(container) = self.container(&id) else { continue };
+            if tokio::time::timeout(END_TIMEOUT, container.until_exit_published()).await.is_err() {
+                log::error!("the exit of container {id} was not published in time");
+            }
+            // The container's mounts are unmounted with the container, before the tree that they are in.
+            self.remove(&id);
+        }
     }
 
-    fn vacate(&self) {
-        *self.slot() = Slot::Empty;
-        self.busy.send_replace(false);
-    }
-
-    fn slot(&self) -> MutexGuard<'_, Slot> {
-        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    fn remove(&self, id: &str) {
+        let mut removed = None;
+        self.life.send_modify(|life| removed = life.remove(id));
+        // What it still has is undone after the change.
+        drop(removed);
     }
 }
 
+#[cfg(test)]
+mod end_test;
+#[cfg(test)]
+mod pod_test;
 #[cfg(test)]
 #[path = "sandbox_test.rs"]
 mod tests;

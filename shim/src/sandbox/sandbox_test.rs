@@ -1,40 +1,8 @@
-use super::test_support::{Killing, Script, Stage, in_namespace};
+use super::test_support::{Killing, PROCESS, Script, Stage, new, on_stage};
 use super::*;
+use crate::io::Stdio;
 use crate::state::ProcessId;
 use lazaret_agent_api::agent::stream_header::Kind;
-use serde_json::json;
-use std::fs;
-use std::path::Path;
-
-/// Runs `test` on a sandbox with a scripted guest.
-fn on_stage(script: Script, test: impl AsyncFnOnce(&mut Stage, PathBuf) + Send + 'static) {
-    in_namespace(move |dir, shared| {
-        let spec = json!({"root": {"path": dir.join("root")}, "process": {"args": ["true"]}});
-        fs::write(dir.join("config.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
-        for pipe in ["in", "out"] {
-            nix::unistd::mkfifo(&dir.join(pipe), nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
-        }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let run = async {
-            let mut stage = Stage::new(dir, shared, script).await;
-            let vmm = stage.vmm;
-            let sandbox = stage.sandbox.clone();
-            test(&mut stage, dir.into()).await;
-            sandbox.end().await;
-            assert!(!Path::new(&format!("/proc/{vmm}/exe")).exists(), "the VMM is gone");
-        };
-        let all = async { tokio::time::timeout(Duration::from_secs(60), run).await };
-        runtime.block_on(all).expect("the test ends in time");
-    });
-}
-
-fn new(bundle: &Path) -> NewContainer {
-    let pipe = |name: &str| bundle.join(name).display().to_string();
-    let stdio = Stdio { stdin: pipe("in"), stdout: pipe("out"), ..Stdio::default() };
-    NewContainer { id: "c1".into(), bundle: bundle.into(), rootfs: vec![], stdio, checkpoint: String::new() }
-}
-
-const PROCESS: &[u8] = br#"{"args": ["true"]}"#;
 
 #[test]
 fn a_create_that_fails_at_any_step_undoes_all_before_it_and_ends_the_vm() {
@@ -54,8 +22,8 @@ fn a_create_that_fails_at_any_step_undoes_all_before_it_and_ends_the_vm() {
             stage.sandbox.create(request).await.unwrap_err();
             assert_eq!(stage.agent.calls(), calls);
             assert!(stage.sandbox.container("c1").is_err());
-            assert!(!*stage.sandbox.busy().borrow(), "Shutdown finds nothing left");
-            assert_eq!(stage.told(), <[String; 0]>::default());
+            assert!(stage.sandbox.is_empty(), "Shutdown finds nothing left");
+            assert_eq!(stage.published_topics(), <[String; 0]>::default());
             // By itself: nobody asks for it.
             tokio::task::spawn_blocking(move || vmm.wait(20_000)).await.unwrap().unwrap();
         });
@@ -79,8 +47,8 @@ fn a_life_is_told_in_order_with_execs_before_their_container() {
         assert_eq!(container.delete_exec("e1").await.unwrap().status, 137);
         assert_eq!(sandbox.delete("c1").await.unwrap().status, 3);
         let expected = ["create", "start", "exec-added", "exec-started", "exit", "exit", "delete"];
-        assert_eq!(stage.told(), expected.map(|topic| format!("/tasks/{topic}")));
-        assert_eq!(stage.agent.calls(), ["create", "start", "create e1", "start e1", "delete e1", "delete"]);
+        assert_eq!(stage.published_topics(), expected.map(|topic| format!("/tasks/{topic}")));
+        assert_eq!(stage.agent.calls(), ["create", "start", "create e1", "start e1", "stats", "shutdown"]);
     });
 }
 
@@ -92,7 +60,7 @@ fn an_exit_that_overtakes_its_start_is_told_after_it() {
         let container = stage.sandbox.container("c1").unwrap();
         container.start("").await.unwrap();
         assert_eq!(container.process("").unwrap().wait().await.unwrap().status, 7);
-        assert_eq!(stage.told(), ["/tasks/create", "/tasks/start", "/tasks/exit"]);
+        assert_eq!(stage.published_topics(), ["/tasks/create", "/tasks/start", "/tasks/exit"]);
     });
 }
 
@@ -136,7 +104,7 @@ fn the_vmms_death_is_137_for_every_process_and_told_once() {
         assert!(matches!(container.kill("", 15, false).await, Err(Error::NotFound(_))));
         assert!(matches!(container.start("e1").await, Err(Error::FailedPrecondition(_))));
         stage.sandbox.delete("c1").await.unwrap();
-        let exits = stage.told().iter().filter(|topic| *topic == "/tasks/exit").count();
+        let exits = stage.published_topics().iter().filter(|topic| *topic == "/tasks/exit").count();
         assert_eq!(exits, 2);
     });
 }
@@ -149,7 +117,7 @@ fn calls_in_the_wrong_state_have_the_right_code() {
         sandbox.create(new(&bundle)).await.unwrap();
         assert!(matches!(sandbox.create(new(&bundle)).await, Err(Error::AlreadyExists(_))));
         let second = NewContainer { id: "c2".into(), ..new(&bundle) };
-        assert!(matches!(sandbox.create(second).await, Err(Error::Unimplemented(_))));
+        assert!(matches!(sandbox.create(second).await, Err(Error::FailedPrecondition(_))));
         let container = sandbox.container("c1").unwrap();
         assert!(matches!(container.process("e1").map(drop), Err(Error::NotFound(_))));
         container.exec("e1".into(), PROCESS.to_vec(), Stdio::default()).unwrap();
@@ -177,6 +145,29 @@ fn calls_in_the_wrong_state_have_the_right_code() {
 }
 
 #[test]
+fn an_id_that_is_no_identifier_is_refused_before_the_guest_is_asked() {
+    on_stage(Script::default(), async |stage: &mut Stage, bundle: PathBuf| {
+        let too_long = "x".repeat(77);
+        for bad in ["", "..", "a/b", &too_long] {
+            let container = NewContainer { id: bad.into(), ..new(&bundle) };
+            assert!(
+                matches!(stage.sandbox.create(container).await, Err(Error::InvalidArgument(_))),
+                "{bad:?}"
+            );
+        }
+        assert!(stage.sandbox.is_empty(), "no container is being made");
+        stage.sandbox.create(new(&bundle)).await.unwrap();
+        let container = stage.sandbox.container("c1").unwrap();
+        for bad in ["", "..", "a/b", &too_long] {
+            let refused = container.exec(bad.into(), PROCESS.to_vec(), Stdio::default());
+            assert!(matches!(refused, Err(Error::InvalidArgument(_))), "{bad:?}");
+        }
+        assert_eq!(stage.agent.calls(), ["create"]);
+        assert_eq!(stage.published_topics(), ["/tasks/create"]);
+    });
+}
+
+#[test]
 fn an_exec_that_cannot_be_started_has_no_exit_event_and_can_be_deleted() {
     on_stage(Script::default(), async |stage: &mut Stage, bundle: PathBuf| {
         stage.sandbox.create(new(&bundle)).await.unwrap();
@@ -187,7 +178,7 @@ fn an_exec_that_cannot_be_started_has_no_exit_event_and_can_be_deleted() {
         assert!(matches!(container.start("e1").await, Err(Error::InvalidArgument(_))));
         assert_eq!(container.process("e1").unwrap().wait().await.unwrap().status, 255);
         container.delete_exec("e1").await.unwrap();
-        assert_eq!(stage.told(), ["/tasks/create", "/tasks/start", "/tasks/exec-added"]);
+        assert_eq!(stage.published_topics(), ["/tasks/create", "/tasks/start", "/tasks/exec-added"]);
     });
 }
 
@@ -196,7 +187,7 @@ fn a_container_that_was_never_started_is_deleted_with_an_exit() {
     on_stage(Script::default(), async |stage: &mut Stage, bundle: PathBuf| {
         stage.sandbox.create(new(&bundle)).await.unwrap();
         assert_eq!(stage.sandbox.delete("c1").await.unwrap().status, 137);
-        assert_eq!(stage.told(), ["/tasks/create", "/tasks/exit", "/tasks/delete"]);
+        assert_eq!(stage.published_topics(), ["/tasks/create", "/tasks/exit", "/tasks/delete"]);
     });
 }
 
@@ -206,8 +197,8 @@ fn the_end_of_a_sandbox_ends_what_runs_in_it_and_tells_it() {
         stage.sandbox.create(new(&bundle)).await.unwrap();
         stage.sandbox.container("c1").unwrap().start("").await.unwrap();
         stage.sandbox.end().await;
-        assert_eq!(stage.agent.calls(), ["create", "start", "signal", "shutdown"]);
-        assert_eq!(stage.told(), ["/tasks/create", "/tasks/start", "/tasks/exit"]);
+        assert_eq!(stage.agent.calls(), ["create", "start", "shutdown"]);
+        assert_eq!(stage.published_topics(), ["/tasks/create", "/tasks/start", "/tasks/exit"]);
         assert!(matches!(stage.sandbox.create(new(&bundle)).await, Err(Error::FailedPrecondition(_))));
     });
 }
@@ -223,9 +214,9 @@ fn what_outlives_a_sandbox_is_written_back_and_let_go_of_before_delete_answers()
         let container = stage.sandbox.container("c1").unwrap();
         container.process("").unwrap().wait().await.unwrap();
         assert_eq!(stage.sandbox.delete("c1").await.unwrap().status, 3);
-        assert_eq!(stage.agent.calls(), ["create", "start", "delete", "shutdown"]);
+        assert_eq!(stage.agent.calls(), ["create", "start", "stats", "shutdown"]);
         assert!(!vmm.is_running());
-        assert!(!*stage.sandbox.busy().borrow());
+        assert!(stage.sandbox.is_empty());
         assert!(matches!(stage.sandbox.create(new(&bundle)).await, Err(Error::FailedPrecondition(_))));
     });
 }
@@ -238,7 +229,7 @@ fn the_docker_socket_is_served_until_the_sandbox_is_ended() {
         stage.sandbox.create(new(&bundle)).await.unwrap();
         let guest = stage.sandbox.container("c1").unwrap().guest.clone();
         let path = bundle.join("docker.sock");
-        let listener = docker_socket::listen_at(&path).unwrap();
+        let listener = docker::socket::listen_at(&path).unwrap();
         let serving = tokio::spawn(stage.sandbox.clone().export_docker(listener, guest));
         let socket = path.clone();
         let talk = move || {
@@ -264,6 +255,6 @@ fn a_container_whose_creator_left_is_taken_away() {
         stage.sandbox.create(new(&bundle)).await.unwrap();
         stage.sandbox.discard("c1").await;
         assert!(stage.sandbox.container("c1").is_err());
-        assert_eq!(stage.told(), ["/tasks/create", "/tasks/exit", "/tasks/delete"]);
+        assert_eq!(stage.published_topics(), ["/tasks/create", "/tasks/exit", "/tasks/delete"]);
     });
 }

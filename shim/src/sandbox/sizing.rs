@@ -1,12 +1,13 @@
 //! How large a sandbox's VM is.
 //!
-//! In this order: the `io.lazaret.vm.*` annotations, the container's OCI limits, the configuration. A limit is what the
-//! *container* may use, so the guest gets [`GUEST_OVERHEAD_MIB`] on top of a memory limit for its kernel and agent; the
+//! In this order: the `io.lazaret.vm.*` annotations, the limits of the container, or of the pod, the configuration. A limit is
+//! what the *containers* may use, so the guest gets [`GUEST_OVERHEAD_MIB`] on top of a memory limit for its kernel and agent; the
 //! guest's own cgroup then enforces the limit itself. An annotation is the VM's whole size.
 
-use super::spec::Spec;
+use super::container::spec::Spec;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use serde_json::Value;
 
 /// Memory in MiB the guest's kernel and agent need beside the container's limit.
 pub(super) const GUEST_OVERHEAD_MIB: u64 = 64;
@@ -45,11 +46,11 @@ impl Host {
 }
 
 impl Size {
-    /// The size of the VM for `spec` on `host`.
+    /// The size of the VM for `spec` on `host`; `resources` are those of the whole sandbox (`linux.resources`).
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for an annotation that is no number, is zero, or is more than the host has.
-    pub(crate) fn of(spec: &Spec, config: &Config, host: Host) -> Result<Self> {
+    pub(crate) fn of(spec: &Spec, resources: &Value, config: &Config, host: Host) -> Result<Self> {
         let vcpus = match spec.annotation(VCPUS_ANNOTATION) {
             Some(value) => {
                 let most = host.cpus.min(MAX_VCPUS);
@@ -62,7 +63,7 @@ impl Size {
                     )
                 })?
             }
-            None => limited_vcpus(spec).unwrap_or(config.vcpus).clamp(1, host.cpus.min(MAX_VCPUS)),
+            None => limited_vcpus(resources).unwrap_or(config.vcpus).clamp(1, host.cpus.min(MAX_VCPUS)),
         };
         let memory_mib = match spec.annotation(MEMORY_ANNOTATION) {
             Some(value) => {
@@ -76,7 +77,9 @@ impl Size {
                 })?
             }
             // A limit above what the host has is no error under runc, and so not here.
-            None => limited_memory(spec).unwrap_or(config.memory_mib).clamp(MIN_MEMORY_MIB, host.memory_mib),
+            None => {
+                limited_memory(resources).unwrap_or(config.memory_mib).clamp(MIN_MEMORY_MIB, host.memory_mib)
+            }
         };
         Ok(Self { vcpus, memory_mib })
     }
@@ -87,16 +90,20 @@ fn refuse(annotation: &str, value: &str, expected: &str) -> Error {
 }
 
 /// CPU quota by period, rounded up: enough vCPUs to use the quota.
-fn limited_vcpus(spec: &Spec) -> Option<u32> {
-    let quota = u64::try_from(spec.resource("cpu/quota")?).ok().filter(|&quota| quota > 0)?;
-    let period = spec.resource("cpu/period").and_then(|period| u64::try_from(period).ok()).filter(|&p| p > 0);
-    u32::try_from(quota.div_ceil(period.unwrap_or(100_000))).ok()
+fn limited_vcpus(resources: &Value) -> Option<u32> {
+    let quota = positive(&resources["cpu"]["quota"])?;
+    let period = positive(&resources["cpu"]["period"]).unwrap_or(100_000);
+    u32::try_from(quota.div_ceil(period)).ok()
 }
 
 /// The memory limit, rounded up to MiB, and the guest's own share.
-fn limited_memory(spec: &Spec) -> Option<u64> {
-    let bytes = u64::try_from(spec.resource("memory/limit")?).ok().filter(|&bytes| bytes > 0)?;
+fn limited_memory(resources: &Value) -> Option<u64> {
+    let bytes = positive(&resources["memory"]["limit"])?;
     Some(bytes.div_ceil(1 << 20).saturating_add(GUEST_OVERHEAD_MIB))
+}
+
+fn positive(number: &Value) -> Option<u64> {
+    number.as_i64().and_then(|number| u64::try_from(number).ok()).filter(|&number| number > 0)
 }
 
 /// A size in MiB: a bare number, or one with Ki, Mi, Gi, Ti (or K, M, G, T, all binary).

@@ -6,7 +6,7 @@ const HOST: Host = Host { cpus: 8, memory_mib: 16_384 };
 fn size(spec: Value) -> Result<(u32, u64)> {
     let spec = Spec::parse(&serde_json::to_vec(&spec).unwrap()).unwrap();
     let config = Config { vcpus: 2, memory_mib: 512, ..Config::default() };
-    Size::of(&spec, &config, HOST).map(|size| (size.vcpus, size.memory_mib))
+    Size::of(&spec, spec.resources(), &config, HOST).map(|size| (size.vcpus, size.memory_mib))
 }
 
 fn limits(quota: i64, period: i64, memory: i64) -> Value {

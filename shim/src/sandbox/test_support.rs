@@ -1,33 +1,37 @@
 //! The other side of a sandbox, scripted: a VMM's end of the control channel and an agent's of its service, both over
 //! the real wire, so that a test can let any step fail. And a mount namespace as the shim's server has it.
 
-use super::guest::Guest;
-use super::vm::{Place, Vm};
+mod vmm;
+
+use super::cgroup::Cgroup;
+use super::guest::{Guest, Share};
+use super::membership::Kind as SandboxKind;
+use super::network::Network;
 use super::*;
+use crate::io::Stdio;
+use crate::sync::lock;
 use crate::volume::{Capacity, VolumeName};
 use async_trait::async_trait;
 use containerd_shim_protos::shim::event::Envelope;
 use lazaret_agent_api::agent::{self, stream_header::Kind};
 use lazaret_agent_api::agent_ttrpc::{Agent, AgentClient, create_agent};
-use lazaret_agent_api::{Ack, DOCKER_PORT, decode_header};
-use lazaret_vmm_wire::{Cause, Channel, Event as VmEvent, Request, Stopped};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use protobuf::Message;
+use serde_json::json;
 use std::collections::HashMap;
 use std::fs;
-use std::io::{Read, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
+use std::sync::Mutex;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use ttrpc::r#async::transport::{Listener, Socket};
 use ttrpc::r#async::{Client, Server, TtrpcContext};
 use ttrpc::{Code, get_status};
+pub(crate) use vmm::descriptor_of;
 
 /// Runs `test` in a mount namespace of its own, with a shared tree, and a root to serve beside it.
-pub(super) fn in_namespace(test: impl FnOnce(&Path, &Path) + Send + 'static) {
+pub(crate) fn in_namespace(test: impl FnOnce(&Path, &Path) + Send + 'static) {
     let run = move || {
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS).expect("these tests need root");
         let none = None::<&str>;
@@ -47,8 +51,58 @@ pub(super) fn in_namespace(test: impl FnOnce(&Path, &Path) + Send + 'static) {
     std::thread::spawn(run).join().unwrap();
 }
 
+/// Runs `test` on a sandbox with a scripted guest.
+pub(crate) fn on_stage(script: Script, test: impl AsyncFnOnce(&mut Stage, PathBuf) + Send + 'static) {
+    in_namespace(move |dir, shared| {
+        let spec = json!({"root": {"path": dir.join("root")}, "process": {"args": ["true"]}, "linux": {"namespaces": namespaces(None)}});
+        fs::write(dir.join("config.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
+        for pipe in ["in", "out"] {
+            nix::unistd::mkfifo(&dir.join(pipe), nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let run = async {
+            let mut stage = Stage::new(dir, shared, script).await;
+            let vmm = stage.vmm;
+            let sandbox = stage.sandbox.clone();
+            test(&mut stage, dir.into()).await;
+            sandbox.end().await;
+            assert!(!Path::new(&format!("/proc/{vmm}/exe")).exists(), "the VMM is gone");
+        };
+        let all = async { tokio::time::timeout(Duration::from_secs(60), run).await };
+        runtime.block_on(all).expect("the test ends in time");
+    });
+}
+
+/// A Create of container `c1`.
+pub(crate) fn new(bundle: &Path) -> NewContainer {
+    let pipe = |name: &str| bundle.join(name).display().to_string();
+    let stdio = Stdio { stdin: pipe("in"), stdout: pipe("out"), ..Stdio::default() };
+    NewContainer { id: "c1".into(), bundle: bundle.into(), rootfs: vec![], stdio, checkpoint: String::new() }
+}
+
+/// A Create of container `id` of the pod or group whose own container is `c1`. Its ipc and uts namespaces are those of the
+/// process `joins`, if it is to join any.
+pub(crate) fn member(dir: &Path, id: &str, joins: Option<u32>) -> NewContainer {
+    let bundle = dir.join(id);
+    fs::create_dir_all(&bundle).unwrap();
+    let annotations = json!({"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "c1",
+        "io.containerd.runc.v2.group": "c1"});
+    let spec = json!({"root": {"path": dir.join("root")}, "process": {"args": ["true"]}, "annotations": annotations,
+        "linux": {"namespaces": namespaces(joins)}});
+    fs::write(bundle.join("config.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
+    NewContainer { id: id.into(), bundle, rootfs: vec![], stdio: Stdio::default(), checkpoint: String::new() }
+}
+
+fn namespaces(joins: Option<u32>) -> serde_json::Value {
+    let path = |kind: &str| joins.map_or(String::new(), |pid| format!("/proc/{pid}/ns/{kind}"));
+    json!([{"type": "pid"}, {"type": "ipc", "path": path("ipc")}, {"type": "uts", "path": path("uts")}])
+}
+
+/// What an exec is to run.
+pub(crate) const PROCESS: &[u8] = br#"{"args": ["true"]}"#;
+
 /// The mounts below `path` in this thread's namespace.
-pub(super) fn mounts_below(path: &Path) -> usize {
+pub(crate) fn mounts_below(path: &Path) -> usize {
     let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
     let below = format!("{}/", path.display());
     table.lines().filter(|line| line.split(' ').nth(4).unwrap().starts_with(&below)).count()
@@ -56,23 +110,29 @@ pub(super) fn mounts_below(path: &Path) -> usize {
 
 /// What the scripted agent is to do, and what it was asked.
 #[derive(Default)]
-pub(super) struct Script {
-    /// The call that fails.
-    pub(super) fails: Option<&'static str>,
+pub(crate) struct Script {
+    /// The call that fails: its name, and that of the process ([`name`]) after it.
+    pub(crate) fails: Option<&'static str>,
     /// The stream the agent refuses.
-    pub(super) refuses: Option<Kind>,
+    pub(crate) refuses: Option<Kind>,
     /// `StartProcess` answers only when the process has ended and its end was told.
-    pub(super) ends_before_start_answers: bool,
+    pub(crate) ends_before_start_answers: bool,
     /// What `SignalProcess` does besides killing.
-    pub(super) killing: Killing,
+    pub(crate) killing: Killing,
     /// `WaitProcess` knows no process.
-    pub(super) forgets: bool,
+    pub(crate) forgets: bool,
     /// The Docker daemon's disk is a volume.
-    pub(super) keeps_data: bool,
+    pub(crate) keeps_data: bool,
+    /// `Shutdown` never answers.
+    pub(crate) hangs_in_shutdown: bool,
+    /// What the sandbox is, if not that of one container.
+    pub(crate) kind: Option<SandboxKind>,
+    /// The VMM has a cgroup, which is a directory with these interface files: `cgroup/c1/vm` in the test's.
+    pub(crate) cgroup_files: &'static [&'static str],
 }
 
 #[derive(Default, PartialEq, Eq)]
-pub(super) enum Killing {
+pub(crate) enum Killing {
     #[default]
     Done,
     /// It answers, and kills nothing.
@@ -82,30 +142,60 @@ pub(super) enum Killing {
 }
 
 /// The agent's state.
-pub(super) struct Scripted {
+pub(crate) struct Scripted {
     script: Script,
-    calls: Mutex<Vec<String>>,
-    /// By exec id.
+    calls: watch::Sender<Vec<String>>,
+    /// What containers were made from.
+    specs: Mutex<Vec<agent::CreateContainerRequest>>,
+    /// By the name of the process ([`name`]).
     exits: watch::Sender<HashMap<String, u32>>,
-    told: watch::Sender<bool>,
+    exit_reported: watch::Sender<bool>,
+    oom_kills: watch::Sender<u64>,
 }
 
 impl Scripted {
-    pub(super) fn calls(&self) -> Vec<String> {
-        self.calls.lock().unwrap().clone()
+    pub(crate) fn calls(&self) -> Vec<String> {
+        self.calls.borrow().clone()
     }
 
-    pub(super) fn exit(&self, exec: &str, status: u32) {
-        self.exits.send_modify(|exits| _ = exits.insert(exec.into(), status));
+    /// What container `id` was made from.
+    pub(crate) fn request(&self, id: &str) -> agent::CreateContainerRequest {
+        let specs = lock(&self.specs);
+        specs.iter().find(|request| request.container_id == id).unwrap().clone()
     }
 
-    fn answer<T: Default>(&self, call: &'static str, exec: &str) -> ttrpc::Result<T> {
-        self.calls.lock().unwrap().push(format!("{call} {exec}").trim_end().into());
-        if self.script.fails == Some(call) {
+    pub(crate) async fn until_called(&self, call: &str) {
+        let mut calls = self.calls.subscribe();
+        calls.wait_for(|calls| calls.iter().any(|made| made == call)).await.unwrap();
+    }
+
+    /// The kernel has killed that many processes of the container for want of memory.
+    pub(super) fn oom_kill(&self, kills: u64) {
+        self.oom_kills.send_replace(kills);
+    }
+
+    /// The process of that name ends.
+    pub(crate) fn exit(&self, name: &str, status: u32) {
+        self.exits.send_modify(|exits| _ = exits.insert(name.into(), status));
+    }
+
+    fn answer<T: Default>(&self, call: &'static str, name: &str) -> ttrpc::Result<T> {
+        let call = format!("{call} {name}").trim_end().to_owned();
+        self.calls.send_modify(|calls| calls.push(call.clone()));
+        if self.script.fails == Some(&call) {
             let status = get_status(Code::INVALID_ARGUMENT, format!("{call} fails"));
             return Err(ttrpc::Error::RpcStatus(status));
         }
         Ok(T::default())
+    }
+}
+
+/// What a test calls a process: those of `c1` by their exec id alone, the one of another container by that container's id.
+fn name(container: &str, exec: &str) -> String {
+    match (container, exec) {
+        ("c1", _) => exec.into(),
+        (_, "") => container.into(),
+        _ => format!("{container}/{exec}"),
     }
 }
 
@@ -118,9 +208,11 @@ impl Agent for Handle {
     async fn create_container(
         &self,
         _: &TtrpcContext,
-        _: agent::CreateContainerRequest,
+        r: agent::CreateContainerRequest,
     ) -> ttrpc::Result<agent::ProcessResponse> {
-        self.0.answer("create", "")
+        let name = name(&r.container_id, "");
+        lock(&self.0.specs).push(r);
+        self.0.answer("create", &name)
     }
 
     async fn create_exec(
@@ -128,7 +220,7 @@ impl Agent for Handle {
         _: &TtrpcContext,
         r: agent::CreateExecRequest,
     ) -> ttrpc::Result<agent::Empty> {
-        self.0.answer("create", &r.exec_id)
+        self.0.answer("create", &name(&r.container_id, &r.exec_id))
     }
 
     async fn start_process(
@@ -137,10 +229,10 @@ impl Agent for Handle {
         r: agent::ProcessRequest,
     ) -> ttrpc::Result<agent::ProcessResponse> {
         if self.0.script.ends_before_start_answers {
-            self.0.exit(&r.exec_id, 7);
-            self.0.told.subscribe().wait_for(|told| *told).await.unwrap();
+            self.0.exit(&name(&r.container_id, &r.exec_id), 7);
+            self.0.exit_reported.subscribe().wait_for(|reported| *reported).await.unwrap();
         }
-        self.0.answer("start", &r.exec_id)
+        self.0.answer("start", &name(&r.container_id, &r.exec_id))
     }
 
     async fn wait_process(
@@ -153,9 +245,39 @@ impl Agent for Handle {
             return Err(ttrpc::Error::RpcStatus(status));
         }
         let mut exits = self.0.exits.subscribe();
-        let exits = exits.wait_for(|exits| exits.contains_key(&r.exec_id)).await.unwrap();
-        self.0.told.send_replace(true);
-        Ok(agent::WaitProcessResponse { exit_status: exits[&r.exec_id], ..Default::default() })
+        let name = name(&r.container_id, &r.exec_id);
+        let exits = exits.wait_for(|exits| exits.contains_key(&name)).await.unwrap();
+        self.0.exit_reported.send_replace(true);
+        let oom_kills = *self.0.oom_kills.borrow();
+        Ok(agent::WaitProcessResponse { exit_status: exits[&name], oom_kills, ..Default::default() })
+    }
+
+    async fn get_stats(
+        &self,
+        _: &TtrpcContext,
+        r: agent::ContainerRequest,
+    ) -> ttrpc::Result<agent::StatsResponse> {
+        self.0.answer::<agent::Empty>("stats", &name(&r.container_id, ""))?;
+        let memory = agent::Memory { usage: 5 << 20, usage_limit: u64::MAX, ..Default::default() };
+        Ok(agent::StatsResponse { memory: Some(memory).into(), ..Default::default() })
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        r: agent::UpdateContainerRequest,
+    ) -> ttrpc::Result<agent::Empty> {
+        self.0.answer("update", std::str::from_utf8(&r.resources).unwrap())
+    }
+
+    async fn wait_oom(
+        &self,
+        _: &TtrpcContext,
+        r: agent::WaitOomRequest,
+    ) -> ttrpc::Result<agent::WaitOomResponse> {
+        let mut kills = self.0.oom_kills.subscribe();
+        let kills = *kills.wait_for(|kills| *kills > r.seen).await.unwrap();
+        Ok(agent::WaitOomResponse { oom_kills: kills, ..Default::default() })
     }
 
     async fn signal_process(
@@ -163,14 +285,23 @@ impl Agent for Handle {
         _: &TtrpcContext,
         r: agent::SignalProcessRequest,
     ) -> ttrpc::Result<agent::Empty> {
-        let answer = self.0.answer("signal", &r.exec_id);
+        let name = name(&r.container_id, &r.exec_id);
+        let answer = self.0.answer(if r.all { "signal all" } else { "signal" }, &name);
         match self.0.script.killing {
             Killing::Done => {}
             Killing::Pretended => return answer,
             Killing::Ignored => std::future::pending().await,
         }
-        self.0.exit(&r.exec_id, 128 + r.signal);
+        self.0.exit(&name, 128 + r.signal);
         answer
+    }
+
+    async fn resize_terminal(
+        &self,
+        _: &TtrpcContext,
+        r: agent::ResizeTerminalRequest,
+    ) -> ttrpc::Result<agent::Empty> {
+        self.0.answer("resize", &name(&r.container_id, &r.exec_id))
     }
 
     async fn delete_process(
@@ -178,33 +309,42 @@ impl Agent for Handle {
         _: &TtrpcContext,
         r: agent::ProcessRequest,
     ) -> ttrpc::Result<agent::Empty> {
-        self.0.answer("delete", &r.exec_id)
+        self.0.answer("delete", &name(&r.container_id, &r.exec_id))
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: agent::Empty) -> ttrpc::Result<agent::Empty> {
-        self.0.answer("shutdown", "")
+        let answer = self.0.answer("shutdown", "");
+        if self.0.script.hangs_in_shutdown {
+            std::future::pending::<()>().await;
+        }
+        answer
     }
 }
 
 /// A sandbox whose guest is scripted.
-pub(super) struct Stage {
-    pub(super) sandbox: Arc<Sandbox>,
-    pub(super) agent: Arc<Scripted>,
-    pub(super) events: mpsc::Receiver<Envelope>,
-    pub(super) vmm: u32,
+pub(crate) struct Stage {
+    pub(crate) sandbox: Arc<Sandbox>,
+    pub(crate) agent: Arc<Scripted>,
+    pub(crate) events: mpsc::Receiver<Envelope>,
+    pub(crate) vmm: u32,
     _server: Server,
 }
 
 impl Stage {
-    pub(super) async fn new(dir: &Path, shared: &Path, script: Script) -> Self {
+    pub(crate) async fn new(dir: &Path, shared: &Path, script: Script) -> Self {
         let refuses = script.refuses;
-        let volume = VolumeName::parse("cache").filter(|_| script.keeps_data);
-        let docker = Docker { eager: false, capacity: Capacity::New(64), volume, export: false };
+        let kind = script.kind.unwrap_or(SandboxKind::Lone);
+        let cgroup = (!script.cgroup_files.is_empty()).then(|| make_cgroup(dir, script.cgroup_files));
+        let volume = VolumeName::parse("cache").ok().filter(|_| script.keeps_data);
+        let docker =
+            Docker { eager: false, capacity: Capacity::New(64), volume, export: false, any_user: false };
         let agent = Arc::new(Scripted {
             script,
-            calls: Mutex::default(),
+            calls: watch::channel(Vec::new()).0,
+            specs: Mutex::default(),
             exits: watch::channel(HashMap::new()).0,
-            told: watch::channel(false).0,
+            exit_reported: watch::channel(false).0,
+            oom_kills: watch::channel(0).0,
         });
         let (ours, theirs) = UnixStream::pair().unwrap();
         let one = futures::stream::once(async { Ok(theirs) });
@@ -213,84 +353,42 @@ impl Stage {
         server = server.add_listener(Listener::new(connections));
         server.start().await.unwrap();
 
-        let vm = spawn(dir, refuses);
+        let vm = vmm::spawn(dir, refuses);
         let vmm = vm.pid();
-        let guest = Guest::new(vm, AgentClient::new(Client::new(Socket::from(ours))), Some(docker));
+        let guest = Guest::new(
+            vm,
+            AgentClient::new(Client::new(Socket::from(ours))),
+            Some(docker),
+            Network::new(1, true, None, NetworkMode::Namespace),
+            Share { size: Size { vcpus: 1, memory_mib: 256 }, cgroup, limits: Limits::default() },
+        );
+        let membership = Membership { id: "c1".into(), kind, shm: None };
         let (publisher, events) = Publisher::capture();
-        let boot = watch::channel(Boot::Ready(Arc::new(guest))).1;
-        let sandbox = Arc::new(Sandbox::new(shared.into(), boot, publisher));
+        let sandbox = Arc::new(Sandbox::new(membership, shared.into(), publisher));
+        tokio::spawn(sandbox.clone().run(Arc::new(guest), None));
         Self { sandbox, agent, events, vmm, _server: server }
     }
 
-    /// The topics and process ids of the events so far.
-    pub(super) fn told(&mut self) -> Vec<String> {
+    /// The next event of this topic; those before it are dropped.
+    pub(crate) async fn next<T: Message>(&mut self, topic: &str) -> T {
+        loop {
+            let envelope = self.events.recv().await.unwrap();
+            if envelope.topic == topic {
+                return T::parse_from_bytes(&envelope.event.value).unwrap();
+            }
+        }
+    }
+
+    /// The topics of the events so far.
+    pub(crate) fn published_topics(&mut self) -> Vec<String> {
         std::iter::from_fn(|| self.events.try_recv().ok()).map(|event| event.topic).collect()
     }
 }
 
-/// A VMM that runs no VM: a process that only is there, and its end of the channel answered from here.
-fn spawn(dir: &Path, refuses: Option<Kind>) -> Vm {
-    let binary = dir.join("vmm");
-    fs::write(&binary, "#!/bin/sh\nexec sleep 1000\n").unwrap();
-    fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
-    let (vm, _) = Vm::spawn(Place { binary, network: None, cgroup: None }).unwrap();
-    let channel = descriptor_of(vm.pid(), 3);
-    let pid = nix::unistd::Pid::from_raw(vm.pid().try_into().unwrap());
-    std::thread::spawn(move || {
-        let channel = Channel::from(channel);
-        let mut streams = Vec::new();
-        while let Ok((request, mut descriptors)) = channel.receive::<Request>() {
-            match request {
-                Request::Boot(_) => {}
-                Request::Connect { port: DOCKER_PORT } => {
-                    echo(StdUnixStream::from(descriptors.remove(0)));
-                }
-                Request::Connect { .. } => {
-                    streams.push(acknowledge(StdUnixStream::from(descriptors.remove(0)), refuses));
-                }
-                Request::Stop => {
-                    let stopped = Stopped { cause: Cause::Requested, console: Vec::new() };
-                    let _ = channel.send(&VmEvent::Stopped(stopped), &[]);
-                    let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
-                    return;
-                }
-            }
-        }
-    });
-    vm
-}
-
-/// A daemon that says what it hears, once it has heard everything.
-fn echo(mut stream: StdUnixStream) {
-    std::thread::spawn(move || {
-        let mut heard = Vec::new();
-        // A client that is gone wants no answer.
-        let _ = stream.read_to_end(&mut heard);
-        let _ = stream.write_all(&heard);
-    });
-}
-
-/// Answers a stream's header; a process that has its outputs closed from the start.
-fn acknowledge(mut stream: StdUnixStream, refuses: Option<Kind>) -> Option<StdUnixStream> {
-    let mut length = [0; 2];
-    stream.read_exact(&mut length).unwrap();
-    let mut header = vec![0; usize::from(u16::from_be_bytes(length))];
-    stream.read_exact(&mut header).unwrap();
-    let kind = decode_header(&header).unwrap().kind.unwrap();
-    let ack = if refuses == Some(kind) { Ack::NotFound } else { Ack::Attached };
-    stream.write_all(&[ack as u8]).unwrap();
-    (kind == Kind::STDIN).then_some(stream)
-}
-
-/// A copy of a descriptor of another process (pidfd_getfd(2)).
-fn descriptor_of(pid: u32, fd: i32) -> OwnedFd {
-    // SAFETY: both calls take integers; each result is checked to be a new descriptor, which nothing else owns.
-    unsafe {
-        let pidfd = libc::syscall(libc::SYS_pidfd_open, pid, 0);
-        assert!(pidfd >= 0);
-        let pidfd = OwnedFd::from_raw_fd(pidfd.try_into().unwrap());
-        let copy = libc::syscall(libc::SYS_pidfd_getfd, std::os::fd::AsRawFd::as_raw_fd(&pidfd), fd, 0);
-        assert!(copy >= 0, "{}", std::io::Error::last_os_error());
-        OwnedFd::from_raw_fd(copy.try_into().unwrap())
-    }
+fn make_cgroup(dir: &Path, files: &[&str]) -> Cgroup {
+    let root = dir.join("cgroup");
+    fs::create_dir(&root).unwrap();
+    let cgroup = Cgroup::create(&root, "/c1").unwrap();
+    files.iter().for_each(|file| fs::write(root.join("c1/vm").join(file), "").unwrap());
+    cgroup
 }

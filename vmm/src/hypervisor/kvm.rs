@@ -111,12 +111,6 @@ impl Vm for KvmVm {
     }
 
     fn create_vcpu(&self, id: u8) -> Result<Box<dyn Vcpu>, HypervisorError> {
-        // Before there is a thread to kick: without a handler the signal ends the process.
-        static HANDLER: Once = Once::new();
-        HANDLER.call_once(|| {
-            // It fails for invalid signal numbers only.
-            let _ = register_signal_handler(SIGRTMIN(), on_kick);
-        });
         let fd = self.vm.create_vcpu(u64::from(id)).map_err(os("create a vCPU"))?;
         let entries = [MISC_ENABLE, MTRR_DEFAULT_TYPE].map(|(index, data)| kvm_msr_entry {
             index,
@@ -168,7 +162,11 @@ impl Vcpu for KvmVcpu {
     }
 
     fn arm(&mut self) {
-        IMMEDIATE_EXIT.set(&raw mut self.fd.get_kvm_run().immediate_exit);
+        let immediate_exit = &raw mut self.fd.get_kvm_run().immediate_exit;
+        IMMEDIATE_EXIT.set(immediate_exit);
+        // SAFETY: it points into the kvm_run page of this vCPU, which is mapped for as long as the vCPU is there. The write is
+        // volatile because a signal's handler writes it on this thread.
+        unsafe { immediate_exit.write_volatile(0) };
     }
 
     fn run(&mut self, bus: &dyn Bus) -> Result<Exit, HypervisorError> {
@@ -186,6 +184,14 @@ impl Vcpu for KvmVcpu {
             Err(error) => return Err(os("run a vCPU")(error)),
         }
         Ok(Exit::Served)
+    }
+
+    fn was_paused(&mut self) -> Result<(), HypervisorError> {
+        match self.fd.kvmclock_ctrl() {
+            // The guest does not use kvm-clock.
+            Err(error) if error.errno() == libc::EINVAL => Ok(()),
+            told => told.map_err(os("tell a vCPU that it was paused")),
+        }
     }
 }
 
@@ -223,6 +229,12 @@ thread_local! {
 /// # Errors
 /// When the thread is gone.
 pub fn kick<T>(thread: &JoinHandle<T>) -> io::Result<()> {
+    // Without a handler the signal ends the process.
+    static HANDLER: Once = Once::new();
+    HANDLER.call_once(|| {
+        // It fails for invalid signal numbers only.
+        let _ = register_signal_handler(SIGRTMIN(), on_kick);
+    });
     // SAFETY: a thread with a join handle has been neither joined nor detached, so its id is valid.
     match unsafe { libc::pthread_kill(thread.as_pthread_t(), SIGRTMIN()) } {
         0 => Ok(()),

@@ -1,8 +1,8 @@
-//! The seam to the hypervisor: eight methods, and the only place that names KVM is behind it.
+//! The seam to the hypervisor: nine methods, and the only place that names KVM is behind it.
 //!
 //! ```text
 //!   Machine ──► dyn Vm ── cpuid, interrupt_line, doorbell, create_vcpu
-//!   thread of a vCPU ──► dyn Vcpu ── set_cpuid, start_at, arm, run ──► dyn Bus: the devices
+//!   thread of a vCPU ──► dyn Vcpu ── set_cpuid, start_at, arm, run, was_paused ──► dyn Bus: the devices
 //! ```
 
 mod kvm;
@@ -52,7 +52,8 @@ pub trait Vcpu: Send {
     /// The hypervisor's.
     fn start_at(&mut self, entry: u64, rbx: u64) -> Result<(), HypervisorError>;
 
-    /// Makes [`kick`] work on the calling thread, which is the one that will call [`Vcpu::run`].
+    /// Makes [`kick`] work on the calling thread, which is the one that will call [`Vcpu::run`]. A kick works once: after it
+    /// the thread arms again. Kicks that came before are forgotten, so the caller looks for their reason after this.
     fn arm(&mut self);
 
     /// Runs the guest until it touches a device, which `bus` serves, or something ends this stretch.
@@ -60,6 +61,12 @@ pub trait Vcpu: Send {
     /// # Errors
     /// The hypervisor's.
     fn run(&mut self, bus: &dyn Bus) -> Result<Exit, HypervisorError>;
+
+    /// Has the guest know that this vCPU did not run for a while, so that its watchdog does not take that for a lockup.
+    ///
+    /// # Errors
+    /// The hypervisor's.
+    fn was_paused(&mut self) -> Result<(), HypervisorError>;
 }
 
 /// Gets an armed thread out of [`Vcpu::run`], now or when it next calls it.
@@ -78,7 +85,7 @@ pub trait Bus: Sync {
 pub enum Exit {
     /// A device was served; run on.
     Served,
-    /// [`kick`], or a signal.
+    /// [`kick`], or a signal. No instruction of the guest is half done.
     Kicked,
     /// The guest faulted while it handled a fault while it handled a fault.
     TripleFault,

@@ -20,15 +20,15 @@ use vm_memory::GuestMemoryMmap;
 const SECTOR: u64 = 512;
 const QUEUE_SIZES: [u16; 1] = [256];
 /// Data segments of a request: the queue's size less header and status.
-const SEGMENTS: u32 = 254;
+const MAX_SEGMENTS: u32 = 254;
 /// Bytes of a request's header, and of a segment of a discard.
-const HEADER: usize = 16;
+const HEADER_LEN: usize = 16;
 /// Ranges one discard or write-zeroes may name, and sectors of each (2 GiB).
-const RANGES: usize = 16;
-const RANGE_SECTORS: u32 = 1 << 22;
-const ID: usize = VIRTIO_BLK_ID_BYTES as usize;
+const MAX_RANGES: usize = 16;
+const MAX_RANGE_SECTORS: u32 = 1 << 22;
+const ID_LEN: usize = VIRTIO_BLK_ID_BYTES as usize;
 /// Bytes of `struct virtio_blk_config` up to and with `write_zeroes_may_unmap`.
-const CONFIG: usize = 60;
+const CONFIG_LEN: usize = 60;
 
 /// The device.
 #[derive(Debug)]
@@ -37,8 +37,8 @@ pub struct Blk {
     /// Bytes, whole sectors.
     capacity: u64,
     read_only: bool,
-    id: [u8; ID],
-    config: [u8; CONFIG],
+    id: [u8; ID_LEN],
+    config: [u8; CONFIG_LEN],
 }
 
 /// What became of a request: `VIRTIO_BLK_S_*`.
@@ -78,7 +78,7 @@ struct Request {
 }
 
 impl Request {
-    fn parse(bytes: [u8; HEADER]) -> Self {
+    fn parse(bytes: [u8; HEADER_LEN]) -> Self {
         let [a, b, c, d, _, _, _, _, sector @ ..] = bytes;
         Self { kind: u32::from_le_bytes([a, b, c, d]), sector: u64::from_le_bytes(sector) }
     }
@@ -92,7 +92,7 @@ impl Blk {
     pub fn new(mut file: File, read_only: bool, id: &str) -> io::Result<Self> {
         // By seeking, because a block device has no length in its metadata.
         let capacity = file.seek(SeekFrom::End(0))? / SECTOR * SECTOR;
-        let mut id_bytes = [0; ID];
+        let mut id_bytes = [0; ID_LEN];
         id_bytes.iter_mut().zip(id.bytes()).for_each(|(place, byte)| *place = byte);
         let config = config(capacity / SECTOR);
         Ok(Self { file, capacity, read_only, id: id_bytes, config })
@@ -100,9 +100,9 @@ impl Blk {
 
     /// Serves one chain; returns the bytes written to it.
     fn serve(&self, memory: &GuestMemoryMmap, chain: &Chain) -> Result<u32, DeviceError> {
-        let (readable, writable) = Buffer::of(memory, chain)?;
-        let mut header = [0; HEADER];
-        let Some((head, data_out)) = readable.split_at(HEADER) else {
+        let (readable, writable) = Buffer::of(memory, chain);
+        let mut header = [0; HEADER_LEN];
+        let Some((head, data_out)) = readable.split_at(HEADER_LEN) else {
             return Err(DeviceError::Driver("a block request without its header"));
         };
         head.copy_to(&mut header);
@@ -161,17 +161,17 @@ impl Blk {
     /// guest is told so, and writes zeros itself.
     fn punch(&self, ranges: &Buffer) -> Result<(), Status> {
         let length = ranges.len();
-        if length == 0 || !length.is_multiple_of(HEADER) || length > RANGES * HEADER {
+        if length == 0 || !length.is_multiple_of(HEADER_LEN) || length > MAX_RANGES * HEADER_LEN {
             return Err(Status::IoError);
         }
-        let mut bytes = [0; RANGES * HEADER];
+        let mut bytes = [0; MAX_RANGES * HEADER_LEN];
         ranges.copy_to(&mut bytes);
-        let (ranges, _) = bytes.get(..length).unwrap_or_default().as_chunks::<HEADER>();
+        let (ranges, _) = bytes.get(..length).unwrap_or_default().as_chunks::<HEADER_LEN>();
         for range in ranges {
             // struct virtio_blk_discard_write_zeroes: sector, number of sectors, flags.
             let [sector @ .., a, b, c, d, _, _, _, _] = *range;
             let sectors = u64::from(u32::from_le_bytes([a, b, c, d]));
-            if sectors > u64::from(RANGE_SECTORS) {
+            if sectors > u64::from(MAX_RANGE_SECTORS) {
                 return Err(Status::IoError);
             }
             let length = usize::try_from(sectors * SECTOR).map_err(|_| Status::IoError)?;
@@ -190,19 +190,19 @@ impl Blk {
 }
 
 /// `struct virtio_blk_config` (5.2.4).
-fn config(sectors: u64) -> [u8; CONFIG] {
+fn config(sectors: u64) -> [u8; CONFIG_LEN] {
     let sector = u32::try_from(SECTOR).unwrap_or_default();
-    let ranges = u32::try_from(RANGES).unwrap_or_default();
-    let mut config = [0; CONFIG];
+    let ranges = u32::try_from(MAX_RANGES).unwrap_or_default();
+    let mut config = [0; CONFIG_LEN];
     let mut put = |offset: usize, bytes: &[u8]| {
         config.iter_mut().skip(offset).zip(bytes).for_each(|(place, byte)| *place = *byte);
     };
     put(0, &sectors.to_le_bytes());
-    put(12, &SEGMENTS.to_le_bytes()); // seg_max
+    put(12, &MAX_SEGMENTS.to_le_bytes()); // seg_max
     put(20, &sector.to_le_bytes()); // blk_size
     for limits in [36, 48] {
         // of discard, and of write zeroes: sectors and ranges at most
-        put(limits, &RANGE_SECTORS.to_le_bytes());
+        put(limits, &MAX_RANGE_SECTORS.to_le_bytes());
         put(limits + 4, &ranges.to_le_bytes());
     }
     put(44, &8u32.to_le_bytes()); // discard_sector_alignment: a page of the host's file

@@ -36,7 +36,7 @@ impl Console {
         let memory = queues.memory().clone();
         let mut bytes = [0; 4096];
         while let Some(chain) = queues.pop(TRANSMIT)? {
-            let (mut text, _) = Buffer::of(&memory, &chain)?;
+            let (mut text, _) = Buffer::of(&memory, &chain);
             let mut rest = text.len().min(MAX_CHAIN);
             while rest > 0 {
                 let count = text.copy_to(&mut bytes).min(rest);
@@ -56,7 +56,7 @@ impl Console {
         let Some(input) = &mut self.input else { return Ok(()) };
         while self.readable {
             let Some(chain) = queues.pop(RECEIVE)? else { break };
-            let (_, room) = Buffer::of(&memory, &chain)?;
+            let (_, room) = Buffer::of(&memory, &chain);
             let mut bytes = [0; 4096];
             let count = room.len().min(bytes.len());
             match input.read(bytes.get_mut(..count).unwrap_or_default()) {

@@ -69,10 +69,11 @@ const OPEN_FILES: u64 = 1 << 20;
 /// Descriptors that are not the guest's files: the VMM's own, its vsock connections, a request's temporary ones.
 const RESERVED_FILES: u64 = 1024;
 const COMPLETION: u32 = 0;
-/// A request that takes longer waited for the disk, and those after it may too.
-const QUICK: Duration = Duration::from_millis(1);
-/// How many of those then go to the pool, before one that comes alone is served where it arrives again.
-const DETOUR: u32 = 32;
+/// A request that takes longer is slow: it waited for the disk, and the requests after it may wait too.
+const SLOW_REQUEST: Duration = Duration::from_millis(1);
+/// How many requests go to the pool after a slow one, before a request that comes alone is served on the device's thread
+/// again.
+const POOLED_AFTER_SLOW_REQUEST: u32 = 32;
 
 /// Why the device cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -99,8 +100,8 @@ pub struct FsDevice {
     session: Option<Session>,
     /// Chains the pool has, of each queue.
     under_way: [u16; 2],
-    /// Requests still to go to the pool although they come alone.
-    detour: u32,
+    /// How many more requests go to the pool although they come alone.
+    requests_to_pool: u32,
 }
 
 /// What there is of an active device.
@@ -137,7 +138,16 @@ impl FsDevice {
         request_queues.copy_from_slice(&1u32.to_le_bytes());
         let completion = EventFd::new(EFD_NONBLOCK).map_err(FsError::Event)?;
         let under_way = [0; 2];
-        Ok(Self { config, root, proc_self_fd, descriptors, completion, session: None, under_way, detour: 0 })
+        Ok(Self {
+            config,
+            root,
+            proc_self_fd,
+            descriptors,
+            completion,
+            session: None,
+            under_way,
+            requests_to_pool: 0,
+        })
     }
 
     /// Takes what queue `index` offers, until there is nothing left or as much under way as the queue is long: more cannot
@@ -157,7 +167,8 @@ impl FsDevice {
             let alone = chains.len() == 1 && self.under_way == [0; 2];
             for chain in chains {
                 // FORGETs are many, short, and not to be held up.
-                let here = index == HIPRIO || alone && self.detour == 0 && !is_long(&chain, queues.memory());
+                let here = index == HIPRIO
+                    || alone && self.requests_to_pool == 0 && !is_long(&chain, queues.memory());
                 if here { self.serve(index, chain, queues)? } else { self.submit(index, chain, queues)? }
             }
         }
@@ -167,9 +178,9 @@ impl FsDevice {
     fn serve(&mut self, index: usize, chain: Chain, queues: &mut Queues) -> Result<(), DeviceError> {
         let Some(session) = &mut self.session else { return Ok(()) };
         let (head, start) = (chain.head_index(), Instant::now());
-        let written = session.tree.serve(chain, queues.memory(), &mut session.window)?;
-        if start.elapsed() > QUICK {
-            self.detour = DETOUR;
+        let written = session.tree.serve(&chain, queues.memory(), &mut session.window)?;
+        if start.elapsed() > SLOW_REQUEST {
+            self.requests_to_pool = POOLED_AFTER_SLOW_REQUEST;
         }
         queues.push(index, head, written)
     }
@@ -177,7 +188,7 @@ impl FsDevice {
     /// Has a request served by the pool.
     fn submit(&mut self, index: usize, chain: Chain, queues: &mut Queues) -> Result<(), DeviceError> {
         let Some(session) = &mut self.session else { return Ok(()) };
-        self.detour = self.detour.saturating_sub(1);
+        self.requests_to_pool = self.requests_to_pool.saturating_sub(1);
         let job = Job { queue: index, chain, guest: Arc::clone(queues.memory()) };
         match session.pool.submit(job) {
             Ok(()) => self.under_way.get_mut(index).map(|under_way| *under_way += 1),
@@ -253,7 +264,7 @@ impl VirtioDevice for FsDevice {
     fn reset(&mut self) {
         self.session = None;
         self.under_way = [0; 2];
-        self.detour = 0;
+        self.requests_to_pool = 0;
         // What those requests signalled is of no interest any more.
         let _ = self.completion.read();
     }

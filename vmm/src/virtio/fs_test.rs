@@ -123,7 +123,7 @@ fn one_request_is_served_at_once_and_several_or_long_ones_by_the_pool() {
     let fsync = [(0x20_0000, fsync.len() as u32, false), (0x50_0000, 256, true)];
 
     for (chains, at_once) in [(&[lookup][..], 1), (&[fsync], 0), (&[lookup, fsync], 0)] {
-        guest.device.detour = 0;
+        guest.device.requests_to_pool = 0;
         let before = guest.used_index(1);
         for (chain, head) in chains.iter().zip([0, 4]) {
             guest.offer(1, head, chain);

@@ -3,6 +3,7 @@
 
 use super::{DeviceError, Interrupt, Queues, VirtioDevice};
 use std::sync::Arc;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -41,6 +42,12 @@ pub(super) fn used(index: usize) -> u64 {
 
 impl Guest {
     pub(super) fn new(device: &mut dyn VirtioDevice) -> Self {
+        let features = device.features();
+        Self::with_features(device, features)
+    }
+
+    /// A driver that has chosen `features`, those of the rings among them.
+    pub(super) fn with_features(device: &mut dyn VirtioDevice, features: u64) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_END as usize)]).unwrap();
         let memory = Arc::new(memory);
         let line = EventFd::new(EFD_NONBLOCK).unwrap();
@@ -50,13 +57,14 @@ impl Guest {
             queue.set_desc_table_address(Some(descriptors(index) as u32), Some(0));
             queue.set_avail_ring_address(Some(available(index) as u32), Some(0));
             queue.set_used_ring_address(Some(used(index) as u32), Some(0));
+            queue.set_event_idx(features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
             queue.set_ready(true);
             assert!(queue.is_valid(&*memory));
             queue
         });
         let interrupt = Arc::new(Interrupt::new(line.try_clone().unwrap()));
         let queues = Queues::new(Arc::clone(&memory), interrupt, queues.collect());
-        device.activate(device.features()).unwrap();
+        device.activate(features).unwrap();
         Self { memory, queues, line, next_descriptor: 0, offered: vec![0; count] }
     }
 
@@ -94,10 +102,11 @@ impl Guest {
         self.publish(index, head);
     }
 
-    fn publish(&mut self, index: usize, head: u16) {
+    /// Offers the chain that starts at `head` again.
+    pub(super) fn publish(&mut self, index: usize, head: u16) {
         let place = available(index) + 4 + 2 * u64::from(self.offered[index] % SIZE);
         self.memory.write_obj(head, GuestAddress(place)).unwrap();
-        self.offered[index] += 1;
+        self.offered[index] = self.offered[index].wrapping_add(1);
         self.memory.write_obj(self.offered[index], GuestAddress(available(index) + 2)).unwrap();
     }
 
@@ -113,6 +122,27 @@ impl Guest {
         let (id, written) = self.last_used(index);
         assert_eq!(id, u32::from(head), "another chain was completed");
         Ok(written)
+    }
+
+    /// How many chains of queue `index` were offered.
+    pub(super) fn offered(&self, index: usize) -> u16 {
+        self.offered[index]
+    }
+
+    /// Where the first buffer of a chain is.
+    pub(super) fn buffer_of(&self, index: usize, head: u16) -> u64 {
+        self.memory.read_obj(GuestAddress(descriptors(index) + 16 * u64::from(head))).unwrap()
+    }
+
+    /// As before the first chain, after a reset.
+    pub(super) fn forget(&mut self) {
+        self.next_descriptor = 0;
+        for index in 0..self.offered.len() {
+            self.offered[index] = 0;
+            for ring in [available(index), used(index)] {
+                self.memory.write_obj(0u32, GuestAddress(ring)).unwrap();
+            }
+        }
     }
 
     /// How many chains of queue `index` were completed.

@@ -3,8 +3,8 @@
 //! The status register is a state machine (3.1.1): the driver may only add bits, in order; what it does out of order has
 //! no effect and a broken set-up is answered with `DEVICE_NEEDS_RESET`. Nothing a driver writes can do more than that.
 
-use super::worker::{Gone, WorkerHandle};
-use super::{Interrupt, Queues, VirtioDevice};
+use super::worker::{WorkerEnded, WorkerHandle};
+use super::{ConfigSpace, Interrupt, Queues, VirtioDevice};
 use std::sync::Arc;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE as ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER as DRIVER,
@@ -40,11 +40,13 @@ const COMMON_FEATURES: u64 =
 pub struct Transport {
     device_id: u32,
     features: u64,
-    config: Vec<u8>,
+    acceptable: fn(u64, u64) -> bool,
+    config: Arc<ConfigSpace>,
     queues: Vec<Queue>,
     memory: Arc<GuestMemoryMmap>,
     interrupt: Arc<Interrupt>,
-    worker: WorkerHandle,
+    /// Each serves as many queues as it has doorbells, in order.
+    workers: Vec<WorkerHandle>,
 
     status: u32,
     driver_features: u64,
@@ -59,15 +61,17 @@ pub enum TransportError {
     #[error("virtio device {device_id}: queue size {size} is no power of two up to 32768")]
     QueueSize { device_id: u32, size: u16 },
     #[error("virtio device {device_id}: {source}")]
-    Worker { device_id: u32, source: Gone },
+    Worker { device_id: u32, source: WorkerEnded },
 }
 
-/// What a driver is told of a device.
+/// What a driver reads of a device: its id, features, queues and configuration.
 pub struct Shape {
     pub id: u32,
     pub features: u64,
-    pub config: Vec<u8>,
+    pub config: Arc<ConfigSpace>,
     pub queue_sizes: Vec<u16>,
+    /// Whether the device works with this choice, the first argument, of its offer, the second.
+    pub acceptable: fn(u64, u64) -> bool,
 }
 
 impl Shape {
@@ -76,14 +80,15 @@ impl Shape {
         Self {
             id: device.id(),
             features: device.features(),
-            config: device.config().to_vec(),
+            config: Arc::new(ConfigSpace::new(device.config().to_vec())),
             queue_sizes: device.queue_sizes().to_vec(),
+            acceptable: |_, _| true,
         }
     }
 }
 
 impl Transport {
-    /// The registers of the device of this `shape`, which is served through `worker`.
+    /// The registers of the device of this `shape`, whose queues are served through `workers`, each some of them.
     ///
     /// # Errors
     /// [`TransportError::QueueSize`].
@@ -91,7 +96,7 @@ impl Transport {
         shape: Shape,
         memory: Arc<GuestMemoryMmap>,
         interrupt: Arc<Interrupt>,
-        worker: WorkerHandle,
+        workers: Vec<WorkerHandle>,
     ) -> Result<Self, TransportError> {
         let device_id = shape.id;
         let queues = shape
@@ -101,11 +106,12 @@ impl Transport {
         Ok(Self {
             device_id,
             features: shape.features | COMMON_FEATURES,
+            acceptable: shape.acceptable,
             config: shape.config,
             queues: queues.collect::<Result<_, _>>()?,
             memory,
             interrupt,
-            worker,
+            workers,
             status: 0,
             driver_features: 0,
             device_features_sel: 0,
@@ -118,8 +124,7 @@ impl Transport {
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if let Some(offset) = offset.checked_sub(CONFIG) {
-            let bytes = usize::try_from(offset).ok().and_then(|offset| self.config.get(offset..));
-            data.iter_mut().zip(bytes.unwrap_or_default()).for_each(|(byte, config)| *byte = *config);
+            self.config.read(offset, data);
         } else if let (Ok(data), Ok(register)) = (<&mut [u8; 4]>::try_from(data), u32::try_from(offset)) {
             *data = self.register(register).to_le_bytes();
         }
@@ -138,8 +143,7 @@ impl Transport {
             VIRTIO_MMIO_STATUS => self.status,
             // There is no shared memory region: its length reads as -1 (4.2.2.1).
             VIRTIO_MMIO_SHM_LEN_LOW | VIRTIO_MMIO_SHM_LEN_HIGH => u32::MAX,
-            // The configuration never changes while a driver is there.
-            VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            VIRTIO_MMIO_CONFIG_GENERATION => self.config.generation(),
             _ => 0,
         }
     }
@@ -162,7 +166,7 @@ impl Transport {
             }
             VIRTIO_MMIO_QUEUE_SEL => self.queue_sel = value,
             VIRTIO_MMIO_QUEUE_NOTIFY if self.status & DRIVER_OK != 0 => {
-                self.worker.ring(usize::try_from(value).unwrap_or(usize::MAX));
+                self.ring(usize::try_from(value).unwrap_or(usize::MAX));
             }
             VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
             _ if self.in_state(ACKNOWLEDGE | DRIVER | FEATURES_OK) => self.set_up_queue(register, value),
@@ -225,7 +229,20 @@ impl Transport {
     }
 
     fn features_acceptable(&self) -> bool {
-        self.driver_features & !self.features == 0 && self.driver_features & 1 << VIRTIO_F_VERSION_1 != 0
+        let chosen = self.driver_features;
+        chosen & !self.features == 0
+            && chosen & 1 << VIRTIO_F_VERSION_1 != 0
+            && (self.acceptable)(chosen, self.features)
+    }
+
+    /// A kick that did not come through KVM's doorbell.
+    fn ring(&self, mut queue: usize) {
+        for worker in &self.workers {
+            match queue.checked_sub(worker.queues()) {
+                Some(rest) => queue = rest,
+                None => return worker.ring(queue),
+            }
+        }
     }
 
     fn activate(&mut self) -> Result<(), TransportError> {
@@ -245,14 +262,21 @@ impl Transport {
             running.push(copy);
         }
         self.status |= DRIVER_OK;
-        let queues = Queues::new(Arc::clone(&self.memory), Arc::clone(&self.interrupt), running);
-        self.worker.activate(self.driver_features, queues).map_err(|source| self.gone(source))
+        let mut running = running.into_iter();
+        for worker in &self.workers {
+            let own = running.by_ref().take(worker.queues()).collect();
+            let queues = Queues::new(Arc::clone(&self.memory), Arc::clone(&self.interrupt), own);
+            worker.activate(self.driver_features, queues).map_err(|source| self.gone(source))?;
+        }
+        Ok(())
     }
 
     /// 2.4: returns when the device has let go of the driver's memory.
     fn reset(&mut self) -> Result<(), TransportError> {
         if self.status & DRIVER_OK != 0 {
-            self.worker.reset().map_err(|source| self.gone(source))?;
+            for worker in &self.workers {
+                worker.reset().map_err(|source| self.gone(source))?;
+            }
         }
         self.interrupt.acknowledge(u32::MAX);
         self.queues.iter_mut().for_each(QueueT::reset);
@@ -261,7 +285,7 @@ impl Transport {
         Ok(())
     }
 
-    fn gone(&self, source: Gone) -> TransportError {
+    fn gone(&self, source: WorkerEnded) -> TransportError {
         TransportError::Worker { device_id: self.device_id, source }
     }
 }

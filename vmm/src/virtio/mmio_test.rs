@@ -36,7 +36,7 @@ impl Rig {
         let shape = Shape::of(device.as_ref());
         let doorbells = shape.queue_sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK).unwrap()).collect();
         let (worker, handle) = Worker::new("test".into(), device, doorbells).unwrap();
-        let transport = Transport::new(shape, Arc::clone(&memory), interrupt, handle).unwrap();
+        let transport = Transport::new(shape, Arc::clone(&memory), interrupt, vec![handle]).unwrap();
         let stop = Stop::new().unwrap();
         let mut event_loop = EventLoop::new(stop.clone()).unwrap();
         event_loop.add(Box::new(worker));

@@ -11,18 +11,23 @@
 
 pub mod blk;
 mod buffer;
+mod chain;
+mod config_space;
 pub mod console;
 mod device;
 pub mod fs;
 #[cfg(test)]
 mod guest;
 mod mmio;
+pub mod net;
 mod queues;
 pub mod rng;
 pub mod vsock;
 mod worker;
 
+pub use chain::Chain;
+pub use config_space::ConfigSpace;
 pub use device::{DeviceError, VirtioDevice, Watch};
 pub use mmio::{QUEUE_NOTIFY, Shape, Transport, TransportError};
-pub use queues::{Chain, Interrupt, Queues};
+pub use queues::{Interrupt, Queues};
 pub use worker::{Worker, WorkerHandle};

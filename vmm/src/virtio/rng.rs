@@ -29,7 +29,7 @@ impl VirtioDevice for Rng {
     fn notified(&mut self, index: usize, queues: &mut Queues) -> Result<(), DeviceError> {
         let memory = queues.memory().clone();
         while let Some(chain) = queues.pop(index)? {
-            let (_, room) = Buffer::of(&memory, &chain)?;
+            let (_, room) = Buffer::of(&memory, &chain);
             let mut bytes = [0; MAX_REQUEST];
             let bytes = bytes.get_mut(..room.len().min(MAX_REQUEST)).unwrap_or_default();
             fill(bytes)?;

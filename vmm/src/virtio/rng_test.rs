@@ -31,10 +31,10 @@ fn a_driver_that_never_stops_asking_leaves_others_their_turn() {
     for _ in 0..8 {
         guest.offer(0, &[(DATA, 8, true)]);
     }
-    guest.queues.grant(3);
+    guest.queues.limit_chains(3);
     Rng.notified(0, &mut guest.queues).unwrap();
-    assert_eq!((guest.used(0), guest.queues.take_starved()), (3, vec![0]));
-    guest.queues.grant(100);
+    assert_eq!((guest.used(0), guest.queues.take_unfinished()), (3, vec![0]));
+    guest.queues.limit_chains(100);
     Rng.notified(0, &mut guest.queues).unwrap();
-    assert_eq!((guest.used(0), guest.queues.take_starved()), (8, vec![]));
+    assert_eq!((guest.used(0), guest.queues.take_unfinished()), (8, vec![]));
 }

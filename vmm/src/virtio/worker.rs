@@ -19,8 +19,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 const WAKE: u32 = 1 << 31;
 /// With the number of a queue: its doorbell.
 const DOORBELL: u32 = 1 << 30;
-/// Chains a device takes before the others of its loop have their turn.
-const CHAINS_A_TURN: usize = 256;
+/// How many chains a device serves before the other devices on its event loop have their turn.
+const CHAINS_PER_TURN: usize = 256;
 
 enum Command {
     Activate { features: u64, queues: Queues },
@@ -62,8 +62,8 @@ impl Worker {
         Ok((Self { name, device, commands, wake, doorbells, active: None }, handle))
     }
 
-    fn commanded(&mut self, watches: &mut Watches) -> Result<(), DeviceError> {
-        // Nothing pending is not an error: an earlier turn took both the wake and its command.
+    fn run_commands(&mut self, watches: &mut Watches) -> Result<(), DeviceError> {
+        // An error says that no wake is pending: an earlier turn took both the wake and its command.
         let _ = self.wake.read();
         while let Ok(command) = self.commands.try_recv() {
             match command {
@@ -101,12 +101,12 @@ impl Worker {
         Ok(())
     }
 
-    fn served(&mut self, token: u32, events: EventSet, watches: &mut Watches) -> Result<(), DeviceError> {
+    fn dispatch(&mut self, token: u32, events: EventSet, watches: &mut Watches) -> Result<(), DeviceError> {
         if token == WAKE {
-            return self.commanded(watches);
+            return self.run_commands(watches);
         }
         let Some(queues) = &mut self.active else { return Ok(()) };
-        queues.grant(CHAINS_A_TURN);
+        queues.limit_chains(CHAINS_PER_TURN);
         if token & DOORBELL == 0 {
             let changes = self.device.ready(token, events, queues)?;
             apply(changes, watches)?;
@@ -115,7 +115,7 @@ impl Worker {
         {
             self.device.notified(index, queues)?;
         }
-        for index in queues.take_starved() {
+        for index in queues.take_unfinished() {
             ring(&self.doorbells, index);
         }
         Ok(())
@@ -142,11 +142,11 @@ impl Subscriber for Worker {
     }
 
     fn event(&mut self, token: u32, events: EventSet, watches: &mut Watches) -> Result<(), Cause> {
-        self.served(token, events, watches)
+        self.dispatch(token, events, watches)
             .map_err(|error| Cause::Error(format!("virtio device {} failed: {error}", self.name)))
     }
 
-    /// A vCPU that waits for a reset is told that it will not be answered.
+    /// Drops the commands, so that a vCPU that waits for a reset gets an error instead of waiting for ever.
     fn ended(&mut self) {
         let (_, disconnected) = mpsc::channel();
         self.commands = disconnected;
@@ -156,18 +156,23 @@ impl Subscriber for Worker {
 /// The device's thread has ended, because the VM has.
 #[derive(Debug, thiserror::Error)]
 #[error("the device's thread has ended")]
-pub struct Gone;
+pub struct WorkerEnded;
 
 impl WorkerHandle {
-    pub(super) fn activate(&self, features: u64, queues: Queues) -> Result<(), Gone> {
+    pub(super) fn activate(&self, features: u64, queues: Queues) -> Result<(), WorkerEnded> {
         self.command(Command::Activate { features, queues })
     }
 
     /// Returns when the device holds no chain of the queues any more.
-    pub(super) fn reset(&self) -> Result<(), Gone> {
+    pub(super) fn reset(&self) -> Result<(), WorkerEnded> {
         let (done, wait) = mpsc::sync_channel(1);
         self.command(Command::Reset { done })?;
-        wait.recv().map_err(|_| Gone)
+        wait.recv().map_err(|_| WorkerEnded)
+    }
+
+    /// The number of queues this one serves.
+    pub(super) fn queues(&self) -> usize {
+        self.doorbells.len()
     }
 
     /// A kick that did not come through KVM's doorbell.
@@ -175,8 +180,8 @@ impl WorkerHandle {
         ring(&self.doorbells, queue);
     }
 
-    fn command(&self, command: Command) -> Result<(), Gone> {
-        self.commands.send(command).map_err(|_| Gone)?;
-        self.wake.write(1).map_err(|_| Gone)
+    fn command(&self, command: Command) -> Result<(), WorkerEnded> {
+        self.commands.send(command).map_err(|_| WorkerEnded)?;
+        self.wake.write(1).map_err(|_| WorkerEnded)
     }
 }

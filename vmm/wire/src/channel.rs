@@ -1,12 +1,13 @@
-//! Typed packets with descriptors over a `SOCK_SEQPACKET` socket.
+//! Typed packets with named descriptors over a `SOCK_SEQPACKET` socket.
 
+use crate::descriptors::{DescriptorError, Descriptors, Name, check_distinct};
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
     socketpair,
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -32,6 +33,17 @@ pub enum ChannelError {
     TooLarge,
     #[error("control channel: not a message: {0}")]
     Malformed(#[from] serde_json::Error),
+    #[error("control channel: {0}")]
+    Descriptors(#[from] DescriptorError),
+}
+
+/// A packet's bytes.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Packet<M> {
+    message: M,
+    /// The names of the descriptors that ride along, in their order.
+    descriptors: Vec<Name>,
 }
 
 impl From<Errno> for ChannelError {
@@ -57,18 +69,20 @@ impl Channel {
     /// Sends one message with the descriptors that ride along.
     ///
     /// # Errors
-    /// [`ChannelError::TooLarge`] before anything is sent; [`ChannelError::WouldBlock`] and
-    /// [`ChannelError::Closed`] as the socket says.
+    /// [`ChannelError::TooLarge`] and [`ChannelError::Descriptors`] before anything is sent;
+    /// [`ChannelError::WouldBlock`] and [`ChannelError::Closed`] as the socket says.
     pub fn send<M: Serialize>(
         &self,
         message: &M,
-        descriptors: &[BorrowedFd<'_>],
+        descriptors: &[(Name, BorrowedFd<'_>)],
     ) -> Result<(), ChannelError> {
-        let bytes = serde_json::to_vec(message)?;
+        let names: Vec<_> = descriptors.iter().map(|(name, _)| *name).collect();
+        check_distinct(&names)?;
+        let bytes = serde_json::to_vec(&Packet { message, descriptors: names })?;
         if bytes.len() > MAX_PACKET || descriptors.len() > MAX_DESCRIPTORS {
             return Err(ChannelError::TooLarge);
         }
-        let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        let raw: Vec<RawFd> = descriptors.iter().map(|(_, descriptor)| descriptor.as_raw_fd()).collect();
         let rights = [ControlMessage::ScmRights(&raw)];
         let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
         let iov = [IoSlice::new(&bytes)];
@@ -84,9 +98,9 @@ impl Channel {
     /// Receives one message and its descriptors, which are close-on-exec.
     ///
     /// # Errors
-    /// [`ChannelError::Closed`] at the end of the channel; [`ChannelError::TooLarge`] or
-    /// [`ChannelError::Malformed`] when the other side breaks the protocol.
-    pub fn receive<M: DeserializeOwned>(&self) -> Result<(M, Vec<OwnedFd>), ChannelError> {
+    /// [`ChannelError::Closed`] at the end of the channel; [`ChannelError::TooLarge`], [`ChannelError::Malformed`] or
+    /// [`ChannelError::Descriptors`] when the other side breaks the protocol.
+    pub fn receive<M: DeserializeOwned>(&self) -> Result<(M, Descriptors), ChannelError> {
         let mut bytes = vec![0; MAX_PACKET];
         let mut control = cmsg_space!([RawFd; MAX_DESCRIPTORS]);
         let mut iov = [IoSliceMut::new(&mut bytes)];
@@ -112,7 +126,8 @@ impl Channel {
         if length == 0 {
             return Err(ChannelError::Closed);
         }
-        Ok((serde_json::from_slice(&bytes[..length])?, descriptors))
+        let packet: Packet<M> = serde_json::from_slice(&bytes[..length])?;
+        Ok((packet.message, Descriptors::pair(packet.descriptors, descriptors)?))
     }
 }
 

@@ -10,7 +10,9 @@
 //! lengths between the check and the use. A worker copies the request into its strip, has it vetted there, and builds
 //! a chain of its own that points at the copy; only bulk data stays where it is in the guest's memory.
 
-use super::request::{MESSAGE_MAX, Segment};
+use super::request::MESSAGE_MAX;
+use crate::virtio::buffer::Buffer;
+use crate::virtio::chain::Segment;
 use std::io;
 use std::sync::Arc;
 use vhost_user_backend::bitmap::BitmapMmapRegion;
@@ -74,25 +76,27 @@ impl Window {
     pub(super) fn exchange(
         &mut self,
         message: &[u8],
-        payload: &[Segment],
-        reply: &[Segment],
+        payload: &Buffer<'_>,
+        reply: &Buffer<'_>,
     ) -> io::Result<(Reader<'_>, Writer<'_>)> {
         let len = u32::try_from(message.len()).ok().filter(|_| message.len() <= MESSAGE_MAX);
         let len = len.ok_or_else(|| io::Error::from_raw_os_error(libc::E2BIG))?;
+        let (payload, reply) = (payload.segments(), reply.segments());
         let count = 1 + payload.len() + reply.len();
         if count > usize::from(RING_SIZE) {
             return Err(io::Error::from_raw_os_error(libc::E2BIG));
         }
         self.memory.write_slice(message, GuestAddress(MESSAGE)).map_err(io::Error::other)?;
 
-        let readable = std::iter::once((MESSAGE, len)).chain(payload.iter().map(Segment::parts));
+        let message = Segment { addr: GuestAddress(MESSAGE), len };
+        let readable = std::iter::once(&message).chain(payload);
         let segments = readable
             .map(|segment| (segment, 0))
-            .chain(reply.iter().map(|segment| (segment.parts(), VRING_DESC_F_WRITE)));
-        for (index, ((addr, len), flags)) in (1u16..).zip(segments) {
+            .chain(reply.iter().map(|segment| (segment, VRING_DESC_F_WRITE)));
+        for (index, (segment, flags)) in (1u16..).zip(segments) {
             let next = if usize::from(index) < count { VRING_DESC_F_NEXT } else { 0 };
             #[expect(clippy::cast_possible_truncation, reason = "flags of 16 bits")]
-            let descriptor = Descriptor::new(addr, len, (flags | next) as u16, index);
+            let descriptor = Descriptor::new(segment.addr.0, segment.len, (flags | next) as u16, index);
             let place = GuestAddress(STRIP + u64::from(index - 1) * DESCRIPTOR_SIZE);
             self.memory.write_obj(RawDescriptor::from(descriptor), place).map_err(io::Error::other)?;
         }

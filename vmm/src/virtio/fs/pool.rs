@@ -2,10 +2,11 @@
 
 use super::memory::Window;
 use super::tree::Tree;
+use crate::sync::{self, lock};
 use crate::virtio::Chain;
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
@@ -64,13 +65,13 @@ impl Pool {
     /// # Errors
     /// Gives the job back when there is no thread and none can be started.
     pub(super) fn submit(&mut self, job: Job) -> Result<(), Job> {
-        let short = {
+        let all_busy = {
             let state = self.shared.lock();
             state.idle <= state.jobs.len()
         };
-        if short
+        if all_busy
             && self.workers.len() < WORKERS_MAX
-            && let Err(error) = self.hire()
+            && let Err(error) = self.start_worker()
         {
             log::debug!("virtio-fs: no thread more than {}: {error}", self.workers.len());
             if self.workers.is_empty() {
@@ -94,7 +95,7 @@ impl Pool {
         }
     }
 
-    fn hire(&mut self) -> io::Result<()> {
+    fn start_worker(&mut self) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
         let name = format!("fs{}", self.workers.len());
         self.workers.push(std::thread::Builder::new().name(name).spawn(move || shared.work())?);
@@ -119,7 +120,7 @@ impl Drop for Pool {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// A worker's life.
@@ -138,7 +139,7 @@ impl Shared {
 
     fn serve(&self, job: Job, window: &mut Option<Window>) -> io::Result<Done> {
         let head = job.chain.head_index();
-        let written = self.tree.serve(job.chain, &job.guest, window)?;
+        let written = self.tree.serve(&job.chain, &job.guest, window)?;
         Ok(Done { queue: job.queue, head, written })
     }
 
@@ -152,7 +153,7 @@ impl Shared {
                 return Some(job);
             }
             state.idle += 1;
-            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = sync::wait(&self.work, state);
             state.idle -= 1;
         }
     }

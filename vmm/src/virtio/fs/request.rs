@@ -8,14 +8,15 @@
 //! - logs every INIT it does not like.
 
 use crate::virtio::Chain;
+use crate::virtio::buffer::Buffer;
 use virtiofsd::fuse::{InHeader, Opcode, OutHeader};
-use vm_memory::{Address, ByteValued, Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Address, ByteValued, Bytes, GuestMemoryMmap};
 
 /// The longest request but for the data of a WRITE, bytes: a 64 KiB extended attribute, its name and headers, doubled.
 pub(super) const MESSAGE_MAX: usize = 128 << 10;
 /// The most data in one READ or WRITE, bytes; what the server offers as `max_write` (and `max_pages`).
 const DATA_MAX: u32 = 1 << 20;
-/// The most descriptors in one chain, and `IOV_MAX`: beyond it the host's vectored calls fail.
+/// The most segments of one chain, `IOV_MAX`: beyond it the host's vectored calls fail.
 const SEGMENTS_MAX: usize = 1024;
 /// The longest name of a file, bytes, without its NUL (`NAME_MAX`).
 const NAME_MAX: usize = 255;
@@ -40,26 +41,11 @@ const NEEDED: u32 = 1 << 27 | 1 << 6 | 1 << 20 | 1 << 28 | 1 << 29;
 /// The protocol that has them all, 7.33: Linux 5.13.
 const OLDEST: (u32, u32) = (7, 33);
 
-/// A stretch of the guest's memory that lies in one region of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Segment {
-    addr: GuestAddress,
-    len: u32,
-}
-
-impl Segment {
-    pub(super) fn parts(&self) -> (u64, u32) {
-        (self.addr.raw_value(), self.len)
-    }
-}
-
 /// Why a chain is no request at all, nothing that could be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Malformed {
-    #[error("a descriptor chain that is too long or outside memory")]
-    Chain,
-    #[error("a writable descriptor before a readable one")]
-    Order,
+    #[error("a descriptor chain in too many pieces")]
+    Pieces,
     #[error("no whole FUSE header")]
     Header,
     #[error("no room for a reply")]
@@ -68,58 +54,52 @@ pub(super) enum Malformed {
 
 /// A request, its header and body copied out of the guest's memory.
 #[derive(Debug)]
-pub(super) struct Request {
+pub(super) struct Request<'a> {
     header: InHeader,
     /// What the server will read: header and body, without the data of a WRITE.
     message: Vec<u8>,
     /// The data of a WRITE.
-    payload: Vec<Segment>,
+    payload: Buffer<'a>,
     /// Room for the reply; empty for requests that have none.
-    reply: Vec<Segment>,
+    reply: Buffer<'a>,
 }
 
-impl Request {
+impl<'a> Request<'a> {
     /// Copies the request of `chain`.
     ///
     /// # Errors
     /// When it is none, and cannot even be refused.
-    pub(super) fn take(chain: Chain, memory: &GuestMemoryMmap) -> Result<Self, Malformed> {
-        let (mut readable, mut writable) = (Vec::new(), Vec::new());
-        for descriptor in chain {
-            let list = if descriptor.is_write_only() { &mut writable } else { &mut readable };
-            push_segments(memory, descriptor.addr(), descriptor.len(), list)?;
-            if !descriptor.is_write_only() && !writable.is_empty() {
-                return Err(Malformed::Order);
-            }
-            if readable.len() + writable.len() > SEGMENTS_MAX {
-                return Err(Malformed::Chain);
-            }
+    pub(super) fn take(chain: &Chain, memory: &'a GuestMemoryMmap) -> Result<Self, Malformed> {
+        let (mut payload, mut reply) = Buffer::of(memory, chain);
+        if payload.segments().len() + reply.segments().len() > SEGMENTS_MAX {
+            return Err(Malformed::Pieces);
         }
-
         let mut message = vec![0; HEADER];
-        copy(memory, &readable, 0, &mut message).ok_or(Malformed::Header)?;
+        if payload.copy_to(&mut message) < HEADER {
+            return Err(Malformed::Header);
+        }
         let header = *InHeader::from_slice(&message).ok_or(Malformed::Header)?;
         let opcode = Opcode::try_from(header.opcode).ok();
         let answered = !matches!(opcode, Some(Opcode::Forget | Opcode::BatchForget | Opcode::Interrupt));
-        if answered && total(&writable) < size_of::<OutHeader>() {
+        if answered && reply.len() < size_of::<OutHeader>() {
             return Err(Malformed::Reply);
         }
-        let mut request = Self { header, message, payload: Vec::new(), reply: Vec::new() };
-        if answered {
-            request.reply = limit(writable, size_of::<OutHeader>() + DATA_MAX as usize);
-        }
+        reply.truncate(if answered { size_of::<OutHeader>() + DATA_MAX as usize } else { 0 });
 
         // The header says how long the request is; what is beyond is not part of it. A length that is wrong is left for
         // `vet`, which then finds the message short.
         let len = header.len as usize;
         let body = if matches!(opcode, Some(Opcode::Write)) { len.min(HEADER + IO_BODY) } else { len };
-        if (HEADER..=MESSAGE_MAX).contains(&body) && len <= total(&readable) {
-            request.message.resize(body, 0);
-            let rest = request.message.get_mut(HEADER..).unwrap_or_default();
-            copy(memory, &readable, HEADER, rest).ok_or(Malformed::Chain)?;
-            request.payload = skip(limit(readable, len), body);
+        if (HEADER..=MESSAGE_MAX).contains(&body) && len <= payload.len() {
+            payload.truncate(len);
+            payload.skip(HEADER);
+            message.resize(body, 0);
+            let copied = payload.copy_to(message.get_mut(HEADER..).unwrap_or_default());
+            payload.skip(copied);
+        } else {
+            payload.truncate(0);
         }
-        Ok(request)
+        Ok(Self { header, message, payload, reply })
     }
 
     /// Judges the copy, and trims it to what the server needs.
@@ -127,7 +107,7 @@ impl Request {
     /// # Errors
     /// The errno to answer with.
     pub(super) fn vet(&mut self) -> Result<(), i32> {
-        let data = total(&self.payload);
+        let data = self.payload.len();
         if self.message.len() + data != self.header.len as usize {
             return Err(libc::EINVAL);
         }
@@ -144,14 +124,12 @@ impl Request {
             Ok(Opcode::Open | Opcode::Opendir) => self.mask_flags(),
             Ok(Opcode::Read) => {
                 let size = self.io_size()?;
-                let room = std::mem::take(&mut self.reply);
-                self.reply = limit(room, size_of::<OutHeader>() + size);
+                self.reply.truncate(size_of::<OutHeader>() + size);
                 Ok(())
             }
             Ok(Opcode::Write) => {
                 let size = self.io_size()?;
-                let payload = std::mem::take(&mut self.payload);
-                self.payload = limit(payload, size);
+                self.payload.truncate(size);
                 if data < size { Err(libc::EINVAL) } else { Ok(()) }
             }
             Ok(Opcode::Init) if (self.u32_at(0)?, self.u32_at(4)?) < OLDEST => Err(libc::EPROTO),
@@ -172,28 +150,20 @@ impl Request {
         &self.message
     }
 
-    pub(super) fn payload(&self) -> &[Segment] {
+    pub(super) fn payload(&self) -> &Buffer<'a> {
         &self.payload
     }
 
-    pub(super) fn reply(&self) -> &[Segment] {
+    pub(super) fn reply(&self) -> &Buffer<'a> {
         &self.reply
     }
 
     /// Answers with `errno`; returns the bytes written, none when the request wants no answer.
-    pub(super) fn refuse(&self, errno: i32, memory: &GuestMemoryMmap) -> u32 {
+    pub(super) fn refuse(&self, errno: i32) -> u32 {
         #[expect(clippy::cast_possible_truncation, reason = "16 bytes")]
         let len = size_of::<OutHeader>() as u32;
         let header = OutHeader { len, error: -errno, unique: self.header.unique };
-        let mut rest = header.as_slice();
-        for segment in &self.reply {
-            let (part, tail) = rest.split_at(rest.len().min(segment.len as usize));
-            if memory.write_slice(part, segment.addr).is_err() {
-                return 0;
-            }
-            rest = tail;
-        }
-        if rest.is_empty() { len } else { 0 }
+        if self.reply.copy_from(header.as_slice()) == len as usize { len } else { 0 }
     }
 
     /// Checks that `count` names follow `fixed` bytes of body, each one component of a path and not a way up.
@@ -242,62 +212,10 @@ impl Request {
 /// Whether the request in `chain` is of a kind that waits for the disk, or does much there. A guess: the guest may still
 /// change its mind.
 pub(super) fn is_long(chain: &Chain, memory: &GuestMemoryMmap) -> bool {
-    let opcode = chain.clone().next().and_then(|first| first.addr().checked_add(4));
+    let opcode = chain.readable.first().and_then(|first| first.addr.checked_add(4));
     let opcode = opcode.and_then(|addr| memory.read_obj::<u32>(addr).ok()).unwrap_or_default();
     matches!(
         Opcode::try_from(opcode),
         Ok(Opcode::Fsync | Opcode::Fsyncdir | Opcode::Syncfs | Opcode::Fallocate | Opcode::CopyFileRange)
     )
-}
-
-/// Adds the `len` bytes at `addr` to `list`, cut where memory regions meet.
-fn push_segments(
-    memory: &GuestMemoryMmap,
-    mut addr: GuestAddress,
-    mut len: u32,
-    list: &mut Vec<Segment>,
-) -> Result<(), Malformed> {
-    while len > 0 {
-        let region = memory.find_region(addr).ok_or(Malformed::Chain)?;
-        let left = region.last_addr().unchecked_offset_from(addr).saturating_add(1);
-        let part = u32::try_from(left).unwrap_or(u32::MAX).min(len);
-        list.push(Segment { addr, len: part });
-        len -= part;
-        addr = addr.checked_add(u64::from(part)).ok_or(Malformed::Chain)?;
-    }
-    Ok(())
-}
-
-fn total(segments: &[Segment]) -> usize {
-    segments.iter().map(|segment| segment.len as usize).sum()
-}
-
-/// The first `bytes` of `segments`.
-fn limit(segments: Vec<Segment>, mut bytes: usize) -> Vec<Segment> {
-    let cut = |segment: Segment| {
-        let len = segment.len.min(u32::try_from(bytes).unwrap_or(u32::MAX));
-        bytes -= len as usize;
-        Segment { len, ..segment }
-    };
-    segments.into_iter().map(cut).filter(|segment| segment.len > 0).collect()
-}
-
-/// `segments` without their first `bytes`.
-fn skip(segments: Vec<Segment>, mut bytes: usize) -> Vec<Segment> {
-    let cut = |segment: Segment| {
-        let gone = segment.len.min(u32::try_from(bytes).unwrap_or(u32::MAX));
-        bytes -= gone as usize;
-        Segment { addr: segment.addr.unchecked_add(u64::from(gone)), len: segment.len - gone }
-    };
-    segments.into_iter().map(cut).filter(|segment| segment.len > 0).collect()
-}
-
-/// Copies what begins `from` bytes into `segments`; none when they are too short.
-fn copy(memory: &GuestMemoryMmap, segments: &[Segment], from: usize, mut into: &mut [u8]) -> Option<()> {
-    for segment in skip(segments.to_vec(), from) {
-        let (part, rest) = into.split_at_mut(into.len().min(segment.len as usize));
-        memory.read_slice(part, segment.addr).ok()?;
-        into = rest;
-    }
-    into.is_empty().then_some(())
 }

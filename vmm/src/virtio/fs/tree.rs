@@ -2,6 +2,7 @@
 
 use super::memory::Window;
 use super::request::Request;
+use crate::sync;
 use crate::virtio::Chain;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, umask};
@@ -10,7 +11,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use virtiofsd::passthrough::xattrmap::XattrMap;
 use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, NegotiationMode, PassthroughFs};
@@ -22,7 +23,7 @@ use vm_memory::GuestMemoryMmap;
 /// The host changes the tree as well (`docker cp`, a Kubernetes config map, a shared volume), and nothing tells the
 /// guest: this is how late it may notice. One second is short for a person and long for a build, whose thousands of
 /// lookups of one path then cost one request each second.
-const VALID: Duration = Duration::from_secs(1);
+const ATTRIBUTE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Extended attributes in `trusted.` are the host's: overlayfs takes its instructions from them.
 const XATTRS: &str = ":unsupported:all:trusted.:trusted.: :ok:all:::";
@@ -45,8 +46,8 @@ impl Tree {
             .custom_flags(libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW)
             .open(root)?;
         let config = Config {
-            entry_timeout: VALID,
-            attr_timeout: VALID,
+            entry_timeout: ATTRIBUTE_TIMEOUT,
+            attr_timeout: ATTRIBUTE_TIMEOUT,
             // Close-to-open: the guest caches pages while a file is open and drops them when its times have changed.
             cache_policy: CachePolicy::Auto,
             // Would let the guest's idea of size and times win over the host's.
@@ -96,7 +97,7 @@ impl Tree {
     /// When there is no memory for the thread's `window`.
     pub(super) fn serve(
         &self,
-        chain: Chain,
+        chain: &Chain,
         guest: &Arc<GuestMemoryMmap>,
         window: &mut Option<Window>,
     ) -> io::Result<u32> {
@@ -108,7 +109,7 @@ impl Tree {
             }
         };
         if let Err(errno) = request.vet() {
-            return Ok(request.refuse(errno, guest));
+            return Ok(request.refuse(errno));
         }
         let window = match window {
             Some(window) => window,
@@ -116,20 +117,20 @@ impl Tree {
         };
         let (reader, writer) = match window.exchange(request.message(), request.payload(), request.reply()) {
             Ok(pair) => pair,
-            Err(error) => return Ok(request.refuse(error.raw_os_error().unwrap_or(libc::EIO), guest)),
+            Err(error) => return Ok(request.refuse(error.raw_os_error().unwrap_or(libc::EIO))),
         };
         let served = if request.is_session() {
-            let server = self.server.write().unwrap_or_else(PoisonError::into_inner);
+            let server = sync::write(&self.server);
             server.handle_message(reader, writer, None::<&mut ()>)
         } else {
-            let server = self.server.read().unwrap_or_else(PoisonError::into_inner);
+            let server = sync::read(&self.server);
             server.handle_message(reader, writer, None::<&mut ()>)
         };
         match served {
             Ok(written) => Ok(u32::try_from(written).unwrap_or(u32::MAX)),
             Err(error) => {
                 log::debug!("virtio-fs: {error}");
-                Ok(request.refuse(libc::EINVAL, guest))
+                Ok(request.refuse(libc::EINVAL))
             }
         }
     }

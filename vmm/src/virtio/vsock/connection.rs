@@ -1,16 +1,15 @@
 //! One connection: its state, its credit, and the host's socket.
 
-use super::buffers::Buffers;
 use super::credit::{BUFFER, Credit};
 use super::packet::{HEADER_LEN, HOST_CID, Header, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
 use super::state::{Event, Reaction, State};
+use crate::virtio::buffer::Buffer;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, sendmsg, shutdown};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Instant;
-use vm_memory::bitmap::BitmapSlice;
 use vmm_sys_util::epoll::EventSet;
 
 /// The most payload in one packet to the guest, in bytes: Linux's own limit, `VIRTIO_VSOCK_MAX_PKT_BUF_SIZE`.
@@ -124,7 +123,7 @@ impl Connection {
 
     /// Bytes held for the host.
     #[cfg(test)]
-    pub(super) fn held(&self) -> usize {
+    pub(super) fn outbox_len(&self) -> usize {
         self.outbox.len()
     }
 
@@ -134,7 +133,7 @@ impl Connection {
     }
 
     /// Takes in a packet of the guest's. Returns whether the guest is to be sent a reset.
-    pub(super) fn packet<B: BitmapSlice>(&mut self, header: &Header, mut payload: Buffers<'_, B>) -> bool {
+    pub(super) fn packet(&mut self, header: &Header, mut payload: Buffer<'_>) -> bool {
         let length = header.len as usize;
         let event = match Op::from_wire(header.op) {
             _ if header.kind != TYPE_STREAM => Event::Malformed,
@@ -167,7 +166,7 @@ impl Connection {
         self.readable |= events.intersects(EventSet::IN | over);
         self.hung_up |= events.intersects(over);
         self.flush();
-        // While the host's last words are still to be read, the guest is told of both ends at once, after them.
+        // While there are bytes of the host to be read, the guest is told of both ends at once, after these bytes.
         if self.hung_up && !self.state.sends_to_guest() {
             self.host_refuses();
         }
@@ -189,7 +188,7 @@ impl Connection {
 
     /// Fills a buffer of the guest's with the next packet: `head` is as long as a header, `body` has room for payload.
     /// Returns the bytes used, `None` if it turns out that there is nothing to send.
-    pub(super) fn fill<B: BitmapSlice>(&mut self, head: Buffers<'_, B>, body: Buffers<'_, B>) -> Option<u32> {
+    pub(super) fn fill(&mut self, head: Buffer<'_>, body: Buffer<'_>) -> Option<u32> {
         let (op, len) = if let Some(op) = self.owed.urgent() {
             (op, 0)
         } else if let Some(len) = self.read(body) {
@@ -199,13 +198,14 @@ impl Connection {
             (self.owed.urgent().or_else(|| self.owed.update())?, 0)
         };
         self.owed.credit_update = false;
-        head.put_header(Header {
+        let header = Header {
             len,
             flags: if op == Op::Shutdown { self.state.shutdown_flags() } else { 0 },
             buf_alloc: BUFFER,
             fwd_cnt: self.credit.announce(),
             ..self.header(op)
-        });
+        };
+        head.copy_from(&header.to_bytes());
         u32::try_from(HEADER_LEN).ok()?.checked_add(len)
     }
 
@@ -238,14 +238,14 @@ impl Connection {
         (!events.is_empty() || listens).then_some(events)
     }
 
-    /// Closes a socket that has nothing more to say or to hear.
+    /// Closes the socket when nothing is left to be sent or received.
     pub(super) fn close_if_done(&mut self) {
         if self.outbox.is_empty() && matches!(self.state, State::Closing { .. } | State::Gone) {
             self.close();
         }
     }
 
-    /// The socket is of no use: it cannot be watched.
+    /// The socket cannot be watched, so its connection ends.
     pub(super) fn socket_failed(&mut self) {
         self.hung_up = true;
         self.discard();
@@ -262,7 +262,7 @@ impl Connection {
             self.owed = Owed::default();
         }
         self.owed.shutdown |= reaction == Reaction::TellShutdown;
-        // The guest may have ended itself what it was to be told of.
+        // When the guest has ended the direction itself, it needs no SHUTDOWN for it.
         self.owed.shutdown &= state.shutdown_flags() != 0;
         reaction
     }
@@ -271,7 +271,7 @@ impl Connection {
         self.on(Event::HostRefuses);
     }
 
-    fn deliver<B: BitmapSlice>(&mut self, mut payload: Buffers<'_, B>) {
+    fn deliver(&mut self, mut payload: Buffer<'_>) {
         if let (true, Some(socket)) = (self.outbox.is_empty(), &self.socket) {
             match payload.send(socket.as_fd()) {
                 Ok(sent) => {
@@ -318,7 +318,7 @@ impl Connection {
     }
 
     /// Receives from the host. `None` when there is nothing now; at the end of file the guest is owed a `SHUTDOWN` then.
-    fn read<B: BitmapSlice>(&mut self, mut body: Buffers<'_, B>) -> Option<u32> {
+    fn read(&mut self, mut body: Buffer<'_>) -> Option<u32> {
         if !self.can_read() {
             return None;
         }
@@ -375,7 +375,7 @@ impl Connection {
             _ => &mut self.shut_write,
         };
         if let (false, Some(socket)) = (std::mem::replace(done, true), &self.socket) {
-            // It fails only when the other end is gone, who then need not be told.
+            // It fails only when the other end is gone, which then needs no end of file.
             let _ = shutdown(socket.as_raw_fd(), how);
         }
     }

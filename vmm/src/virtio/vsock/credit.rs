@@ -36,18 +36,18 @@ impl Credit {
         self.sent += bytes;
     }
 
-    /// Whether the guest may send `bytes` more; they then count as held.
+    /// Whether the guest may send `bytes` more; they then count as buffered.
     #[must_use]
     pub(super) fn accept(&mut self, bytes: u32) -> bool {
-        let held = (self.received - self.forwarded).0;
-        if held.checked_add(bytes).is_none_or(|held| held > BUFFER) {
+        let buffered = (self.received - self.forwarded).0;
+        if buffered.checked_add(bytes).is_none_or(|buffered| buffered > BUFFER) {
             return false;
         }
         self.received += bytes;
         true
     }
 
-    /// `bytes` of those held have left for the host, or were thrown away.
+    /// `bytes` of those buffered have left for the host, or were thrown away.
     pub(super) fn forwarded(&mut self, bytes: u32) {
         self.forwarded += bytes;
     }

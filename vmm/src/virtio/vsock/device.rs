@@ -1,10 +1,10 @@
 //! The device: packets from the transmit queue to connections, and from connections to the receive queue.
 
-use super::buffers::{self, Buffers};
 use super::connection::{Connection, Ports};
 use super::connector::Connector;
 use super::packet::{HEADER_LEN, HOST_CID, Header, Op, TYPE_STREAM};
 use super::table::{MAX_CONNECTIONS, Number, TIMER, Table, WAKE};
+use crate::virtio::buffer::Buffer;
 use crate::virtio::{DeviceError, Queues, VirtioDevice, Watch};
 use lazaret_vmm_wire as wire;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -15,7 +15,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
-use vm_memory::bitmap::BitmapSlice;
 use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
 
 const RX: usize = 0;
@@ -109,7 +108,8 @@ impl Vsock {
         self.connector.clone()
     }
 
-    /// Moves what can be moved. That it ends is the queues' doing: they hand out so many chains a turn.
+    /// Moves packets both ways until there is nothing left to move. This ends because the queues hand out a limited number of
+    /// chains per turn.
     fn turn(&mut self, queues: &mut Queues) -> Result<(), DeviceError> {
         loop {
             self.transmit(queues)?;
@@ -131,18 +131,19 @@ impl Vsock {
                 self.transmitting = false;
                 break;
             };
-            let index = chain.head_index();
-            let mut payload = buffers::readable(&*memory, chain);
-            // Without a whole header there is nobody to answer.
-            if let Some(header) = payload.take_header() {
-                self.packet(&header, payload);
+            let (mut packet, _) = Buffer::of(&memory, &chain);
+            let mut header = [0; HEADER_LEN];
+            // A packet without a whole header names no connection that could be reset.
+            if packet.copy_to(&mut header) == HEADER_LEN {
+                packet.skip(HEADER_LEN);
+                self.packet(&Header::from_bytes(&header), packet);
             }
-            queues.push(TX, index, 0)?;
+            queues.push(TX, chain.head_index(), 0)?;
         }
         Ok(())
     }
 
-    fn packet<B: BitmapSlice>(&mut self, header: &Header, payload: Buffers<'_, B>) {
+    fn packet(&mut self, header: &Header, payload: Buffer<'_>) {
         // The spec leaves open what a packet under a false name gets; an answer would go to the wrong one.
         if header.src_cid != self.guest_cid || header.dst_cid != HOST_CID {
             return;
@@ -199,8 +200,9 @@ impl Vsock {
         while !self.resets.is_empty() || self.table.has_ready() {
             let Some(chain) = queues.pop(RX)? else { break };
             let index = chain.head_index();
-            // A buffer without room for a packet goes back empty: the driver's fault, and its loss.
-            let Some((head, body)) = buffers::writable(&*memory, chain).split_head() else {
+            // A buffer without room for a packet and a byte of payload goes back empty.
+            let (_, room) = Buffer::of(&memory, &chain);
+            let Some((head, body)) = room.split_at(HEADER_LEN).filter(|(_, body)| body.len() > 0) else {
                 queues.push(RX, index, 0)?;
                 continue;
             };
@@ -213,9 +215,9 @@ impl Vsock {
     }
 
     /// Puts one packet into a buffer of the guest's and returns its length, if there is one.
-    fn next_packet<B: BitmapSlice>(&mut self, head: Buffers<'_, B>, body: Buffers<'_, B>) -> Option<u32> {
+    fn next_packet(&mut self, head: Buffer<'_>, body: Buffer<'_>) -> Option<u32> {
         if let Some(reset) = self.resets.pop_front() {
-            head.put_header(reset);
+            head.copy_from(&reset.to_bytes());
             return u32::try_from(HEADER_LEN).ok();
         }
         let number = self.table.next_ready()?;
@@ -237,10 +239,10 @@ impl Vsock {
         }
     }
 
-    /// Says what the guest can make happen as often as it likes, once.
+    /// Logs, once, what a guest can cause as often as it likes.
     fn warn(&mut self, what: fmt::Arguments<'_>) {
         if !std::mem::replace(&mut self.warned, true) {
-            log::warn!("vsock: {what}; said once");
+            log::warn!("vsock: {what}; further messages of this kind are left out");
         }
     }
 
@@ -292,7 +294,7 @@ impl VirtioDevice for Vsock {
                     }
                 }
                 WAKE => {
-                    self.connector.quiet();
+                    self.connector.acknowledge();
                     self.connect();
                 }
                 number => {

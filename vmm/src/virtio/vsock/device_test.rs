@@ -348,6 +348,18 @@ fn connections_made_and_dropped_without_receive_buffers_leave_nothing() {
 }
 
 #[test]
+fn a_packet_shorter_than_its_header_is_ignored() {
+    let mut guest = guest();
+    let _host = guest.connect(PORT);
+    guest.offer(1);
+    for sizes in [&[40, 3][..], &[0]] {
+        guest.put(&[0xff; 43], sizes);
+        guest.kick();
+        assert_eq!((guest.unsent(), ops(&guest.receive())), (0, vec![]));
+    }
+}
+
+#[test]
 fn receive_buffers_too_small_for_a_packet_go_back_empty() {
     let mut guest = Guest::new();
     let (_ours, theirs) = UnixStream::pair().unwrap();

@@ -2,7 +2,7 @@
 
 use super::packet::{HEADER_LEN, HOST_CID, Header, Op, TYPE_STREAM};
 use super::{Connector, Timeouts, Vsock};
-use crate::virtio::{Interrupt, Queues, VirtioDevice, Watch};
+use crate::virtio::{DeviceError, Interrupt, Queues, VirtioDevice, Watch};
 use lazaret_vmm_wire as wire;
 use nix::poll::{PollFd, PollFlags, poll};
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
@@ -179,12 +179,19 @@ impl Guest {
         while self.tx.used(&self.memory).is_some() {}
     }
 
-    /// Offers a chain of descriptors as they are, to be read or written by the device. Returns whether there was room.
-    pub(super) fn put_chain(&mut self, to_device: bool, descriptors: &[(u64, u32, u16)]) -> bool {
+    /// Offers a chain of descriptors as they are, to be read or written by the device, if there is room.
+    ///
+    /// # Errors
+    /// The device's.
+    pub(super) fn put_chain(
+        &mut self,
+        to_device: bool,
+        descriptors: &[(u64, u32, u16)],
+    ) -> Result<(), DeviceError> {
         let ring = if to_device { &mut self.tx } else { &mut self.rx };
         while ring.used(&self.memory).is_some() {}
         if ring.offered.wrapping_sub(ring.seen) == SIZE {
-            return false;
+            return Ok(());
         }
         let head = ring.next;
         for (address, len, flags) in descriptors {
@@ -192,8 +199,7 @@ impl Guest {
             ring.next = (ring.next + 1) % SIZE;
         }
         ring.publish(&self.memory, head);
-        self.device.notified(usize::from(to_device), &mut self.queues).unwrap();
-        true
+        self.device.notified(usize::from(to_device), &mut self.queues)
     }
 
     /// Transmit chains the device has not completed.
@@ -257,15 +263,23 @@ impl Guest {
 
     /// Lets the device handle what its descriptors have within `timeout`. Returns whether there was something.
     pub(super) fn poll(&mut self, timeout: Duration) -> bool {
+        self.try_poll(timeout).unwrap()
+    }
+
+    /// As [`Guest::poll`], for a guest whose chains may be malformed.
+    ///
+    /// # Errors
+    /// The device's.
+    pub(super) fn try_poll(&mut self, timeout: Duration) -> Result<bool, DeviceError> {
         // SAFETY: the device, which owns the descriptor, lives as long as `self`.
         let fd = unsafe { BorrowedFd::borrow_raw(self.epoll) };
         let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
         let timeout = u16::try_from(timeout.as_millis()).unwrap_or(u16::MAX);
         if poll(&mut fds, timeout).unwrap() == 0 {
-            return false;
+            return Ok(false);
         }
-        assert_eq!(self.device.ready(0, EventSet::IN, &mut self.queues).unwrap(), []);
-        true
+        assert_eq!(self.device.ready(0, EventSet::IN, &mut self.queues)?, []);
+        Ok(true)
     }
 
     /// The connections the host was given.

@@ -111,6 +111,15 @@ fn cut(total: usize, cuts: &[usize], flags: u16) -> Vec<(u64, u32, u16)> {
     descriptors
 }
 
+/// A malformed chain, which may lie in a queue for a while, ends the VM. Here the device goes on, and must be none the worse
+/// for it. Nothing else may fail.
+fn served<T>(result: Result<T, DeviceError>) -> Option<T> {
+    match result {
+        Err(DeviceError::Driver(_)) => None,
+        result => Some(result.unwrap()),
+    }
+}
+
 /// Does one thing; the sockets are the host's.
 fn perform(guest: &mut Guest, hosts: &mut Vec<UnixStream>, act: Act) {
     const WRITE: u16 = 2;
@@ -118,14 +127,14 @@ fn perform(guest: &mut Guest, hosts: &mut Vec<UnixStream>, act: Act) {
     match act {
         Act::Packet(header, payload, cuts) => {
             guest.memory.write_slice(&header.to_bytes(), GuestAddress(PACKET)).unwrap();
-            guest.put_chain(true, &cut(HEADER_LEN + payload, &cuts, 0));
+            served(guest.put_chain(true, &cut(HEADER_LEN + payload, &cuts, 0)));
         }
         Act::Chain(to_device, descriptors) => {
-            guest.put_chain(to_device, &descriptors);
+            served(guest.put_chain(to_device, &descriptors));
         }
         Act::Offer(count, sizes) => {
             for _ in 0..count {
-                guest.put_chain(false, &cut(sizes.iter().sum(), &sizes, WRITE));
+                served(guest.put_chain(false, &cut(sizes.iter().sum(), &sizes, WRITE)));
             }
         }
         Act::HostConnects => {
@@ -168,7 +177,7 @@ fn perform(guest: &mut Guest, hosts: &mut Vec<UnixStream>, act: Act) {
 
 fn come_to_rest(guest: &mut Guest) {
     for _ in 0..10_000 {
-        if !guest.poll(Duration::ZERO) {
+        if served(guest.try_poll(Duration::ZERO)) == Some(false) {
             return;
         }
     }
@@ -189,7 +198,7 @@ proptest! {
             prop_assert!(connections.len() <= MAX_CONNECTIONS);
             prop_assert!(guest.device.resets.len() <= MAX_RESETS + connections.len());
             for connection in connections {
-                prop_assert!(connection.held() <= BUFFER as usize);
+                prop_assert!(connection.outbox_len() <= BUFFER as usize);
             }
         }
         // And it is none the worse for it.

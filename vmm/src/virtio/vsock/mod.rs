@@ -10,7 +10,6 @@
 //!
 //! The life of a connection and the threat model are in this folder's README.
 
-mod buffers;
 mod connection;
 mod connector;
 mod credit;

@@ -57,7 +57,7 @@ pub(super) enum Reaction {
     Nothing,
     /// Pass the packet's payload on to the host.
     Deliver,
-    /// Throw the packet's payload away; the guest has been, or is being, told that nobody wants it.
+    /// Throw the packet's payload away: the host has ended this direction, and the guest is told so.
     Discard,
     /// Send a `SHUTDOWN` with [`State::shutdown_flags`].
     TellShutdown,
@@ -74,7 +74,7 @@ impl State {
             Self::Connecting => match event {
                 Event::Response => (Self::ESTABLISHED, Reaction::Nothing),
                 Event::Reset => (Self::Gone, Reaction::Nothing),
-                // The host's socket has its say once there is someone to tell.
+                // Events of the host's socket count from the guest's answer on.
                 Event::HostEof | Event::HostRefuses => (self, Reaction::Nothing),
                 _ => (Self::Gone, Reaction::SendReset),
             },
@@ -109,13 +109,13 @@ impl State {
             (Flow::EndedByGuest, Flow::EndedByGuest) => (Self::Gone, Reaction::SendReset),
             (Flow::Open, _) | (_, Flow::Open) => {
                 let next = Self::Established { to_host, to_guest };
-                let tell = next.shutdown_flags() & !self.shutdown_flags() != 0;
-                (next, if tell { Reaction::TellShutdown } else { Reaction::Nothing })
+                let unannounced = next.shutdown_flags() & !self.shutdown_flags() != 0;
+                (next, if unannounced { Reaction::TellShutdown } else { Reaction::Nothing })
             }
             _ => {
                 let next = Self::Closing { to_host, to_guest };
-                let tell = !matches!(self, Self::Closing { .. });
-                (next, if tell { Reaction::TellShutdown } else { Reaction::Nothing })
+                let unannounced = !matches!(self, Self::Closing { .. });
+                (next, if unannounced { Reaction::TellShutdown } else { Reaction::Nothing })
             }
         }
     }
@@ -128,7 +128,7 @@ impl State {
                 let send = if to_guest == Flow::EndedByHost { SHUTDOWN_SEND } else { 0 };
                 receive | send
             }
-            // Whoever ended it, neither direction has anything to come: saying both lets the guest's end be released.
+            // Both directions are over, whichever side ended them. With both flags the guest can release its end.
             Self::Closing { .. } => SHUTDOWN_RECEIVE | SHUTDOWN_SEND,
             Self::Connecting | Self::Gone => 0,
         }

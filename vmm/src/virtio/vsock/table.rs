@@ -20,7 +20,7 @@ const FIRST: Number = 2;
 /// Our ports when we connect to the guest: clear of those that services have.
 const FIRST_PORT: u32 = 1 << 30;
 
-/// What a connection goes by here; never used twice, so an event that comes late finds nobody.
+/// The number of a connection in the table. No number is used twice, so an event that comes late finds no connection.
 pub(super) type Number = u64;
 
 #[derive(Debug)]
@@ -116,7 +116,7 @@ impl Table {
         // The watch goes before the socket is closed: another process may have the same socket open.
         watch(&self.epoll, number, connection, false);
         connection.close_if_done();
-        // Only now, since a socket that cannot be watched is as good as one that hung up, which the guest is told.
+        // This comes last: a socket that cannot be watched counts as hung up, of which the guest is told.
         if connection.has_packet() && !connection.queued {
             connection.queued = true;
             self.ready.push_back(number);
@@ -159,7 +159,7 @@ impl Table {
 
     /// Those whose deadline has passed.
     pub(super) fn expired(&mut self) -> Vec<Number> {
-        self.timer.quiet();
+        self.timer.acknowledge();
         let now = Instant::now();
         let deadlines = || self.connections.iter().filter_map(|(number, c)| Some((*number, c.deadline?)));
         let expired =

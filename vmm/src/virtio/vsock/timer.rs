@@ -1,4 +1,4 @@
-//! One timer for all deadlines: it goes off at the earliest, and whoever looks then sets it for the next.
+//! One timer for all deadlines: it expires at the earliest deadline, and the table then sets it for the next.
 
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -18,12 +18,12 @@ impl Timer {
         Ok(Self { fd: TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?, armed: None })
     }
 
-    /// Sees to it that the timer goes off at `deadline` at the latest.
+    /// Sets the timer to expire at `deadline` at the latest.
     pub(super) fn at_latest(&mut self, deadline: Instant) {
         if self.armed.is_some_and(|armed| armed <= deadline) {
             return;
         }
-        // Zero would disarm it.
+        // A wait of zero would disarm the timer.
         let wait = deadline.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
         match self.fd.set(Expiration::OneShot(TimeSpec::from(wait)), TimerSetTimeFlags::empty()) {
             Ok(()) => self.armed = Some(deadline),
@@ -31,9 +31,9 @@ impl Timer {
         }
     }
 
-    /// Takes note that it went off.
-    pub(super) fn quiet(&mut self) {
-        // It fails only when it did not.
+    /// Clears the expiration, so that the descriptor is no longer readable.
+    pub(super) fn acknowledge(&mut self) {
+        // Reading fails only when the timer has not expired.
         let _ = self.fd.wait();
         self.armed = None;
     }
