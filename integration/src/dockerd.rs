@@ -1,7 +1,7 @@
 //! dockerd of the host, as a client of the runtime under test.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,9 +20,10 @@ const START_TIMEOUT: Duration = Duration::from_secs(120);
 const STATE: &str = "/run/lazaret/moby";
 
 /// A dockerd with a data root and a socket of its own, on the host's containerd, with the image `busybox`. Its configuration has the
-/// runtime under test under the name `sandboxed`.
+/// runtime under test under the name `sandboxed`, and its containers live on without it.
 pub struct Dockerd {
     folder: PathBuf,
+    /// None while it is stopped.
     daemon: Mutex<Option<Running>>,
 }
 
@@ -35,17 +36,40 @@ impl Dockerd {
             "runtimes": { "sandboxed": { "runtimeType": runtime() } },
             "containerd": "/run/containerd/containerd.sock",
             "data-root": folder.join("data"),
+            "live-restore": true,
             "exec-root": folder.join("exec"),
             "pidfile": folder.join("pid"),
             "hosts": [format!("unix://{}", folder.join("docker.sock").display())],
         });
         fs::write(folder.join("daemon.json"), config.to_string()).expect("dockerd's configuration");
-        let mut command = Command::new("sh");
-        command.args(["-c", "exec dockerd --config-file \"$0\" 2>&1"]).arg(folder.join("daemon.json"));
-        let dockerd = Self { folder, daemon: Mutex::new(Some(command::start(command))) };
-        dockerd.lock().as_ref().expect("it was just started").wait_for_within("API listen on", START_TIMEOUT);
+        let dockerd = Self { folder, daemon: Mutex::new(None) };
+        dockerd.resume();
         dockerd.sh(&format!("docker load --quiet --input {}", image_archive("busybox"))).success();
         dockerd
+    }
+
+    /// Where its files are, and those that a script needs.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Ends it by a signal.
+    #[track_caller]
+    pub fn stop(&self, signal: Signal) {
+        let daemon = self.lock().take().expect("it runs");
+        daemon.signal(signal);
+        daemon.finish_within(START_TIMEOUT);
+    }
+
+    /// Starts it, the first time or after [`Self::stop`].
+    #[track_caller]
+    pub fn resume(&self) {
+        let mut command = Command::new("sh");
+        command.args(["-c", "exec dockerd --config-file \"$0\" 2>&1"]).arg(self.folder.join("daemon.json"));
+        let daemon = command::start(command);
+        daemon.wait_for_within("API listen on", START_TIMEOUT);
+        *self.lock() = Some(daemon);
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Running>> {
@@ -85,10 +109,9 @@ impl Dockerd {
 impl Drop for Dockerd {
     fn drop(&mut self) {
         self.sh("docker ps --all --quiet | xargs --no-run-if-empty docker rm --force --volumes");
-        let daemon = self.lock().take();
-        if let Some(daemon) = daemon {
-            daemon.signal(Signal::SIGTERM);
-            daemon.finish();
+        let runs = self.lock().is_some();
+        if runs {
+            self.stop(Signal::SIGTERM);
         }
         let _ = Command::new("ip").args(["link", "delete", "docker0"]).output();
         let _ = fs::remove_dir_all(&self.folder);

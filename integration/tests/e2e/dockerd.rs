@@ -4,7 +4,8 @@ use std::fs;
 
 use lazaret_integration::dockerd::Dockerd;
 use lazaret_integration::shared::Shared;
-use lazaret_integration::{beside_few, is_lazaret};
+use lazaret_integration::{alone, beside_few, is_lazaret, leftovers};
+use nix::sys::signal::Signal;
 
 static DOCKERD: Shared<Dockerd> = Shared::new(module_path!(), Dockerd::start);
 
@@ -251,6 +252,57 @@ fn a_paused_container_uses_no_processor_and_its_clock_is_right_afterwards() {
     assert_eq!(out, "still\n1\nright\n137\npaused\n");
 }
 
+/// A file for `docker compose`: a database, a queue that waits for it to be well, workers and a web server that wait for the queue.
+const COMPOSE: &str = r#"
+name: shop
+x-service: &service { image: busybox, runtime: sandboxed, stop_grace_period: 1s }
+services:
+  database:
+    <<: *service
+    command: sh -c 'until [ -e /data/ready ]; do date >/data/ready; done; httpd -f -p 5432 -h /data'
+    volumes: [rows:/data]
+    healthcheck: { test: wget -qO- http://localhost:5432/ready, interval: 2s, timeout: 20s, retries: 60 }
+  queue:
+    <<: *service
+    command: sh -c 'mkdir /q; wget -qO /q/job http://database:5432/ready && httpd -f -p 6379 -h /q'
+    depends_on: { database: { condition: service_healthy } }
+    healthcheck: { test: wget -qO- http://localhost:6379/job, interval: 2s, timeout: 20s, retries: 60 }
+  worker:
+    <<: *service
+    command: sh -c 'wget -qO- http://queue:6379/job && echo worked; sleep 1000'
+    depends_on: { queue: { condition: service_healthy } }
+  web:
+    <<: *service
+    command: sh -c 'mkdir /w; wget -qO /w/index.html http://queue:6379/job; httpd -f -p 80 -h /w'
+    ports: ["8090:80"]
+    depends_on: { queue: { condition: service_healthy } }
+volumes: { rows: {} }
+"#;
+
+#[test]
+fn services_of_a_compose_file_wait_for_each_other_scale_and_go() {
+    let _host = beside_few();
+    let dockerd = DOCKERD.sandbox();
+    fs::write(dockerd.folder().join("compose.yml"), COMPOSE).expect("a file for compose");
+    let compose = format!(
+        "compose='docker compose --ansi never --progress quiet -f {}/compose.yml'\n",
+        dockerd.folder().display()
+    );
+    let script = compose
+        + r#"
+        $compose up -d --scale worker=3 >&2 || { $compose logs >&2; exit 1; }
+        until [ "$($compose logs worker | grep -c worked)" = 3 ]; do sleep 1; done
+        until busybox wget -qO page http://127.0.0.1:8090/; do sleep 1; done; wc -l <page
+        $compose ps --services --status running | sort | tr '\n' ' '
+        $compose ps --quiet | wc -l
+        [ $RUNTIME = io.containerd.runc.v2 ] || ls /run/lazaret/moby | wc -l
+        $compose down -v >&2
+        docker ps --all --quiet; docker volume ls --quiet; docker network ls --quiet --filter name=shop"#;
+    let out = dockerd.sh(&script).success().out();
+    let sandboxes = if is_lazaret() { "6\n" } else { "" };
+    assert_eq!(out, format!("1\ndatabase queue web worker 6\n{sandboxes}"));
+}
+
 #[test]
 fn oom_kills_are_told_whatever_the_limit() {
     let _host = beside_few();
@@ -267,4 +319,39 @@ fn oom_kills_are_told_whatever_the_limit() {
         ["16m", "32m", "64m", "128m", "256m", "1g"].map(|limit| format!("{limit} 137 137 true\n")).concat();
     assert!(out.starts_with(&killed), "{out}");
     assert!(out.ends_with("forks 2\n"), "{out}");
+}
+
+#[test]
+fn containers_outlive_their_dockerd_and_are_found_again() {
+    let _host = alone();
+    let dockerd = DOCKERD.sandbox();
+    let start = r#"
+        for i in 1 2 3 4 5; do
+            docker run -d --runtime $RUNTIME --name c$i busybox sh -c 'echo up; trap "exit 4" TERM; while :; do sleep 0.5; done' >/dev/null
+        done
+        docker ps --quiet | wc -l"#;
+    assert_eq!(dockerd.sh(start).success().out(), "5\n");
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        dockerd.stop(signal);
+        dockerd.resume();
+        let check = "for i in 1 2 3 4 5; do docker exec c$i echo alive $i; done; docker logs c3";
+        let alive = "alive 1\nalive 2\nalive 3\nalive 4\nalive 5\nup\n";
+        assert_eq!(dockerd.sh(check).success().out(), alive, "after {signal}");
+    }
+    let ends = "docker stop -t 60 c1 >/dev/null; docker wait c1; docker kill c2 >/dev/null; docker wait c2";
+    assert_eq!(dockerd.sh(ends).success().out(), "4\n137\n");
+}
+
+#[test]
+fn runs_one_after_another_and_at_once_leave_nothing() {
+    let _host = alone();
+    let dockerd = DOCKERD.sandbox();
+    dockerd.sh("docker run --rm --runtime $RUNTIME busybox true").success();
+    let before = leftovers::Snapshot::take();
+    let script = r#"
+        for i in $(seq 10); do docker run --rm --runtime $RUNTIME busybox echo $i; done | sort -n | tail -n 1
+        for i in $(seq 20); do docker run --rm --runtime $RUNTIME busybox echo at once & done | grep -c 'at once'
+        wait"#;
+    assert_eq!(dockerd.sh(script).success().out(), "10\n20\n");
+    before.assert_nothing_new();
 }

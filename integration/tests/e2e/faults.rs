@@ -85,9 +85,12 @@ fn a_kernel_panic_in_the_guest_is_137_and_its_last_words_are_logged() {
         .on(&containerd.socket());
     let run = container.run(&["sh", "-c", "echo c >/proc/sysrq-trigger"]);
     assert_eq!(run.code, 137, "{run}");
-    let log = containerd.log();
-    let said = log.lines().any(|line| line.contains(&container.id) && line.contains("Kernel panic"));
-    assert!(said, "containerd's log: {log}");
+    // containerd copies the shim's log in its own time.
+    eventually(|| {
+        let log = containerd.log();
+        let said = log.lines().any(|line| line.contains(&container.id) && line.contains("Kernel panic"));
+        if said { Ok(()) } else { Err(format!("containerd's log: {log}")) }
+    });
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ struct Pair {
     b: End,
     /// Of the host's server.
     port: u16,
+    /// Held for writing by the test that cuts a link.
+    links: RwLock<()>,
     _bridge: Bridge,
 }
 
@@ -42,6 +45,7 @@ static PAIR: Shared<Pair> = Shared::new(module_path!(), || {
         a: End::new("a", 2, 1),
         b: End::new("b", 3, 2),
         port: traffic::serve(0).expect("a port"),
+        links: RwLock::new(()),
         _bridge: bridge,
     };
     // A detached container has been started, and its server not yet.
@@ -86,6 +90,11 @@ impl End {
 }
 
 impl Pair {
+    /// For as long as a test needs every link as it is.
+    fn undisturbed(&self) -> RwLockReadGuard<'_, ()> {
+        self.links.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The host's servers.
     fn host(&self) -> [SocketAddr; 2] {
         HOST.map(|address| (address.parse::<IpAddr>().expect("an address"), self.port).into())
@@ -99,6 +108,7 @@ fn tcp_brings_payloads_of_every_size_whole() {
     }
     let _host = beside_few();
     let pair = PAIR.sandbox();
+    let _links = pair.undisturbed();
     for (family, server) in pair.a.servers().into_iter().enumerate() {
         for size in [1, 1_400, 60_000] {
             traffic::tcp(server, size).expect("from the host to a guest");
@@ -117,6 +127,7 @@ fn udp_brings_datagrams_of_every_size_whole() {
     }
     let _host = beside_few();
     let pair = PAIR.sandbox();
+    let _links = pair.undisturbed();
     for (family, server) in pair.a.servers().into_iter().enumerate() {
         for size in [1, 1_400, 60_000] {
             traffic::udp(server, size).expect("from the host to a guest");
@@ -133,6 +144,7 @@ fn two_hundred_connections_at_once_are_served() {
     }
     let _host = beside_few();
     let pair = PAIR.sandbox();
+    let _links = pair.undisturbed();
     let server = pair.b.servers()[0];
     let threads: Vec<_> = (0..200).map(|_| thread::spawn(move || traffic::tcp(server, 10_000))).collect();
     for thread in threads {
@@ -148,6 +160,7 @@ fn packets_are_as_large_as_the_interface_and_the_route_allow() {
     }
     let _host = beside_few();
     let pair = PAIR.sandbox();
+    let _links = pair.undisturbed();
     let guest = |args: &[&str]| pair.a.container.exec(args).success().out();
     assert!(guest(&["ip", "link", "show", "dev", "eth0"]).contains("mtu 9000"));
     // One packet, and several fragments.
@@ -182,6 +195,7 @@ fn sockets_of_the_namespace_itself_still_work() {
     }
     let _host = beside_few();
     let pair = PAIR.sandbox();
+    let _links = pair.undisturbed();
     let probe = probe::path();
     for server in pair.host().map(|server| server.to_string()) {
         pair.a.namespace.run(&[&probe, "talk", "tcp", &server, "60000"]).success();
@@ -196,6 +210,7 @@ fn a_link_that_goes_down_and_comes_back_carries_on() {
     }
     let _host = beside_few();
     let pair = PAIR.sandbox();
+    let _links = pair.links.write().unwrap_or_else(PoisonError::into_inner);
     let port = &pair.b.bridge_port;
     ip(&format!("link set {port} down"));
     let ping = pair.b.container.exec(&["ping", "-c", "1", "-W", "2", HOST[0]]);
@@ -212,6 +227,7 @@ fn an_interface_comes_and_goes_while_the_sandbox_runs() {
     }
     let _host = beside_few();
     let pair = PAIR.sandbox();
+    let _links = pair.undisturbed();
     let other = Bridge::new("lazaret-third", 1500, &["10.97.0.1/24"]);
     let namespace = &pair.a.namespace;
     namespace.join("eth7", other.name, 1500);
