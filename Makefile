@@ -43,14 +43,14 @@ demo: all ## a container in a microVM of its own, start to end
 	@integration/demo
 
 unit: deps
-	@cargo test --release --locked --workspace --exclude lazaret-integration
+	@cargo test --locked --workspace --exclude lazaret-integration
 
 test: all unit ## run every test, the end-to-end ones against real containerd and KVM
 	@integration/test
 
 check: deps ## rustfmt, clippy and shellcheck, warnings denied
 	@cargo fmt --all --check
-	@cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	@cargo clippy --locked --workspace --all-targets -- -D warnings
 	@shellcheck $(scripts)
 
 bench: all ## instructions of a cold start; start times, memory and networks, as ratios within one run

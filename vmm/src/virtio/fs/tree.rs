@@ -18,7 +18,7 @@ use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, Negotiat
 use virtiofsd::server::Server;
 use vm_memory::GuestMemoryMmap;
 
-/// How long the guest may believe a name or an attribute without asking again.
+/// How long the guest may believe a name, an attribute or what it has read of a file without asking again.
 ///
 /// The host changes the tree as well (`docker cp`, a Kubernetes config map, a shared volume), and nothing tells the
 /// guest: this is how late it may notice. One second is short for a person and long for a build, whose thousands of
@@ -48,8 +48,10 @@ impl Tree {
         let config = Config {
             entry_timeout: ATTRIBUTE_TIMEOUT,
             attr_timeout: ATTRIBUTE_TIMEOUT,
-            // Close-to-open: the guest caches pages while a file is open and drops them when its times have changed.
-            cache_policy: CachePolicy::Auto,
+            // What was read of a file stays in the guest's page cache when it is closed: a program that runs again is not read
+            // again. With FUSE_AUTO_INVAL_DATA, which the server asks for, the guest drops it when an attribute that it asks
+            // for after `attr_timeout` tells of another time or size (Linux fs/fuse/inode.c, fuse_change_attributes).
+            cache_policy: CachePolicy::Always,
             // Would let the guest's idea of size and times win over the host's.
             writeback: false,
             // Opened relative to the worker's working directory, which `enter` makes the root.
