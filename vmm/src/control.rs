@@ -96,7 +96,7 @@ fn serve(
 
     if config.shared.is_some() {
         // In the jail there is no capability for it.
-        raise_open_files()?;
+        raise_open_files(config.memory_mib)?;
     }
     let own_descriptors = jail::enter(config.shared.as_ref().map(|shared| shared.path.as_path()))?;
 
@@ -110,7 +110,7 @@ fn serve(
     let connector = add_vsock(&mut machine, &config, channel)?;
     let nics = Nics::new(&mut machine, &config, channel)?;
     if let (Some(shared), Some(own_descriptors)) = (&config.shared, own_descriptors) {
-        let fs = FsDevice::new(&shared.tag, jail::SHARED, own_descriptors)?;
+        let fs = FsDevice::new(&shared.tag, jail::SHARED, own_descriptors, config.memory_mib)?;
         machine.add("fs", Box::new(fs), Placement::Own)?;
     }
     machine.boot(&mut kernel, &config.cmdline)?;

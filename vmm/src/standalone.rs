@@ -224,7 +224,7 @@ pub fn run(flags: &Flags) -> Result<bool, StandaloneError> {
         add_tap(&mut machine, slot, flag, flags.vcpus)?;
     }
     if let Some(shared) = &flags.shared {
-        let device = FsDevice::new(&shared.tag, &shared.directory, own_descriptors()?)?;
+        let device = FsDevice::new(&shared.tag, &shared.directory, own_descriptors()?, flags.memory.0)?;
         machine.add("fs", Box::new(device), Placement::Own)?;
     }
     machine.boot(&mut kernel, &flags.cmdline)?;

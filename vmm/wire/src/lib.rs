@@ -11,12 +11,14 @@
 
 mod channel;
 mod descriptors;
+mod files;
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 pub use channel::{Channel, ChannelError, MAX_DESCRIPTORS, MAX_PACKET};
 pub use descriptors::{DescriptorError, Descriptors, Name};
+pub use files::{FILE_BYTES, max_files};
 
 /// What the shim asks of the VMM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
