@@ -139,6 +139,12 @@ impl<'a> Volumes<'a> {
         self.directory.join(name.as_str())
     }
 
+    /// How large the volume is, or will be when it is made, in MiB.
+    #[must_use]
+    pub(crate) fn mib(&self, name: &VolumeName, capacity: Capacity) -> u64 {
+        fs::symlink_metadata(self.path(name)).map_or(capacity.mib(), |volume| volume.len() >> 20)
+    }
+
     /// Opens a volume for one sandbox, and makes it if there is none. A volume that another sandbox has is waited for, up to
     /// [`RELEASE_TIMEOUT`].
     ///
@@ -267,7 +273,7 @@ impl<'a> Volumes<'a> {
 
 /// Takes the lock of an open file, which all copies of its descriptor share: `LOCK_UN` through one of them would end it
 /// for all, so it is ended by closing alone.
-fn flock(file: &File) -> nix::Result<()> {
+pub(crate) fn flock(file: &File) -> nix::Result<()> {
     // SAFETY: a system call on a descriptor that `file` keeps open.
     Errno::result(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }).map(drop)
 }

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use lazaret_integration::command;
 use lazaret_integration::container::Container;
+use lazaret_integration::docker::{client, disk, sh};
 use lazaret_integration::leftovers::Snapshot;
 use lazaret_integration::spec::Spec;
 use lazaret_integration::{alone, beside_others, is_lazaret};
@@ -122,6 +123,26 @@ fn an_unknown_configuration_key_is_named() {
 #[test]
 fn a_configuration_that_is_no_toml_is_named() {
     refused_without(|| Aside::replace(CONFIG, b"= = =\n"), "false-toml", &[CONFIG]);
+}
+
+#[test]
+fn a_docker_disk_beyond_the_hosts_budget_is_refused_to_the_client_by_the_keys_name() {
+    if !is_lazaret() {
+        return;
+    }
+    let _host = alone();
+    let _config = Aside::replace(CONFIG, b"boot_timeout_s = 600\ndocker_disks_mib = 100\n");
+    let client = client("docker-budget");
+    client.detach(&["sleep", "1000"]);
+    let asked = sh(&client, "docker ps");
+    let why =
+        "have 100 MiB together (docker_disks_mib), of which 0 are taken: a disk of 20480 MiB is too much";
+    assert!(asked.code != 0 && asked.err().contains(why), "{asked}");
+    assert_eq!(disk(&client), None);
+    assert_eq!(client.exec(&["echo", "lives"]).success().out(), "lives\n");
+    let volume = ["--annotation", "io.lazaret.docker.volume=too-much"];
+    refused(&Container::new("volume-budget").flags(&volume), &["true"], &["docker_disks_mib"]);
+    assert!(!Path::new("/var/lib/lazaret/volumes/too-much").exists());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Every call to the agent has a deadline, and ends when the VM ends. When the connection to the agent breaks while the VM
 //! still runs, the shim ends the VM, and every process of the guest then ends with 137.
 
+mod disk;
 mod network;
 mod pause;
 mod resources;
@@ -11,6 +12,7 @@ use super::cgroup::Cgroup;
 use super::container::GuestSpec;
 use super::container::life::{Exit, KILLED};
 use super::docker::Docker;
+use super::docker::disk::LaterDisk;
 use super::limits::Limits;
 use super::network::Network;
 use super::network::loopback::Loopback;
@@ -92,6 +94,8 @@ pub(crate) struct Share {
     pub cgroup: Option<Cgroup>,
     /// What the host is to hold the guest to from the start of its first process on.
     pub limits: Limits,
+    /// The disk of its Docker daemon, where it is made when the guest asks for it.
+    pub disk: Option<LaterDisk>,
 }
 
 /// A running guest.
@@ -111,6 +115,8 @@ pub(crate) struct Guest {
     cgroup: Option<Arc<Cgroup>>,
     /// What the host is to hold the guest to from the start of its first process on.
     limits: Limits,
+    /// The disk of its Docker daemon, where it is made when the guest asks for it.
+    disk: Option<LaterDisk>,
 }
 
 impl Guest {
@@ -122,10 +128,10 @@ impl Guest {
         network: Network,
         share: Share,
     ) -> Self {
-        let Share { size, cgroup, limits } = share;
+        let Share { size, cgroup, limits, disk } = share;
         let (loopback, pause, cgroup) = (Loopback::default(), Pause::default(), cgroup.map(Arc::new));
         let (settled, anchors) = (OnceCell::new(), Arc::default());
-        Self { vm, agent, docker, network, loopback, pause, settled, anchors, size, cgroup, limits }
+        Self { vm, agent, docker, network, loopback, pause, settled, anchors, size, cgroup, limits, disk }
     }
 
     /// The VMM's pid, which stands for the guest, and for every process of it that has no other on the host.
