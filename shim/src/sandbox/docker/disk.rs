@@ -42,13 +42,24 @@ pub(in crate::sandbox) async fn open_volume(
     // Before it is made: a volume that is refused is not left behind.
     let mib = volumes.mib(name, docker.capacity);
     budget.lock().await?.enter(mib, state, record)?;
-    let volume = volumes.acquire(name, docker.capacity).await;
-    match &volume {
-        Ok(_) => record.docker_volume = Some(volumes.path(name)),
-        Err(_) => record.docker_disk = None,
+    let opened = async {
+        let volume = volumes.acquire(name, docker.capacity).await?;
+        let path = volumes.path(name);
+        let metadata = volume.metadata().map_err(|source| VolumeError::Os { path: path.clone(), source })?;
+        record.docker_volume = Some(path);
+        // Another sandbox may have made it meanwhile, with another size.
+        match metadata.len() >> 20 {
+            has if has == mib => save(state, record)?,
+            has => budget.lock().await?.enter(has, state, record)?,
+        }
+        Ok(volume)
+    };
+    let opened = opened.await;
+    if opened.is_err() {
+        (record.docker_volume, record.docker_disk) = (None, None);
+        save(state, record)?;
     }
-    save(state, record)?;
-    Ok(volume?)
+    opened
 }
 
 /// A disk that is made when the guest asks for it.

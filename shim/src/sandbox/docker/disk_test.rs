@@ -1,8 +1,9 @@
 use super::*;
 use crate::state::ProcessId;
-use crate::volume::Capacity;
+use crate::volume::{Capacity, flock};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 /// A host with a sandbox that runs, and a budget of 1,000 MiB.
 struct Host {
@@ -103,6 +104,27 @@ fn a_volume_counts_with_the_size_that_it_has() {
     drop(host.open(64).unwrap());
     assert_eq!(host.entered(), Some(512));
     assert_eq!(host.record.docker_volume, Some(host.config.disk_dir.join("volumes/cache")));
+}
+
+#[test]
+fn a_volume_that_another_sandbox_makes_meanwhile_counts_with_the_size_that_it_has() {
+    for (mib, entered) in [(512, Some(512)), (1001, None)] {
+        let mut host = Host::new();
+        fs::create_dir(&host.config.disk_dir).unwrap();
+        let lock = File::open(&host.config.disk_dir).unwrap();
+        flock(&lock).unwrap();
+        let volumes = host.config.disk_dir.join("volumes");
+        let other = std::thread::spawn(move || {
+            // The size is looked at before the lock is waited for.
+            std::thread::sleep(Duration::from_millis(100));
+            fs::create_dir(&volumes).unwrap();
+            File::create(volumes.join("cache")).unwrap().set_len(mib << 20).unwrap();
+            drop(lock);
+        });
+        assert_eq!(host.open(64).is_ok(), entered.is_some());
+        other.join().unwrap();
+        assert_eq!((host.entered(), host.record.docker_volume.is_some()), (entered, entered.is_some()));
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use lazaret_agent_api::agent::{AnswerDiskRequest, Empty};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::time::Duration;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use ttrpc::context::Context;
 
 /// How long a guest that was refused waits, at least, until it is heard again.
@@ -29,7 +29,16 @@ impl Guest {
     /// Gives the Docker daemon its disk when the guest asks for it. Ends with that, or with the VM.
     pub(crate) async fn serve_disk_request(&self) {
         let Some(disk) = &self.disk else { return };
-        let (mut making, mut file, mut last_reason) = (None, None, String::new());
+        let mut ended = self.ended();
+        tokio::select! {
+            () = self.answer_disk_requests(disk) => {}
+            // What is being made is given up then: the sandbox's record is soon that of another one.
+            _ = ended.wait_for(Option::is_some) => {}
+        }
+    }
+
+    async fn answer_disk_requests(&self, disk: &LaterDisk) {
+        let (mut maker, mut last_reason) = (Maker::new(disk), String::new());
         loop {
             let nothing = Empty::default();
             let asked = self.agent.wait_disk(Context::default(), &nothing);
@@ -39,15 +48,7 @@ impl Guest {
                 }
                 return;
             }
-            let attached = async {
-                let file: &File = match &file {
-                    Some(file) => file,
-                    None => file.insert(until_made(&mut making, disk).await?),
-                };
-                let attached = self.vm.attach_disk(DATA_DISK, file.as_fd()).await;
-                attached.map_err(|error| one_line(&error.to_string()))
-            };
-            let refused = attached.await.err().unwrap_or_default();
+            let refused = self.attach_disk(&mut maker).await.err().unwrap_or_default();
             if !refused.is_empty() && refused != last_reason {
                 // A guest may ask again every second, and the reason is mostly the same.
                 log::error!("the Docker daemon has no disk: {refused}");
@@ -65,27 +66,60 @@ impl Guest {
             tokio::time::sleep(REQUEST_INTERVAL).await;
         }
     }
+
+    /// Hands the VMM the disk's file.
+    ///
+    /// # Errors
+    /// Why it does not have it, in one line.
+    async fn attach_disk(&self, maker: &mut Maker<'_>) -> Result<(), String> {
+        let file = maker.file().await?;
+        // A VMM that is frozen does not answer.
+        self.until_resumed().await;
+        let attached = self.vm.attach_disk(DATA_DISK, file.as_fd()).await;
+        attached.map_err(|error| one_line(&error.to_string()))
+    }
 }
 
-/// Waits for the file that is being made, and has it made if it is not: one at a time, also where the file system does not answer.
-///
-/// # Errors
-/// Why there is no file, in one line.
-async fn until_made(
-    making: &mut Option<JoinHandle<Result<File, DiskError>>>,
-    disk: &LaterDisk,
-) -> Result<File, String> {
-    let disk = disk.clone();
-    let directory = disk.directory().display().to_string();
-    let task = making.get_or_insert_with(|| tokio::spawn(async move { disk.make().await }));
-    let Ok(made) = tokio::time::timeout(MAKE_TIMEOUT, task).await else {
-        return Err(format!(
-            "the file system of {directory}, which disk_dir of config.toml sets, does not answer within {} s",
-            MAKE_TIMEOUT.as_secs()
-        ));
-    };
-    *making = None;
-    made.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+/// Makes the disk's file, once.
+struct Maker<'a> {
+    disk: &'a LaterDisk,
+    /// The attempt under way: there is one at a time, also where the file system does not answer. It ends when this is dropped.
+    attempt: JoinSet<Result<File, DiskError>>,
+    file: Option<File>,
+}
+
+impl<'a> Maker<'a> {
+    fn new(disk: &'a LaterDisk) -> Self {
+        Self { disk, attempt: JoinSet::new(), file: None }
+    }
+
+    /// The file. One that is late is the next call's.
+    ///
+    /// # Errors
+    /// Why there is no file, in one line.
+    async fn file(&mut self) -> Result<&File, String> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => self.make().await?,
+        };
+        Ok(self.file.insert(file))
+    }
+
+    async fn make(&mut self) -> Result<File, String> {
+        if self.attempt.is_empty() {
+            let disk = self.disk.clone();
+            self.attempt.spawn(async move { disk.make().await });
+        }
+        match tokio::time::timeout(MAKE_TIMEOUT, self.attempt.join_next()).await {
+            Ok(Some(Ok(made))) => made.map_err(|error| one_line(&error.to_string())),
+            Ok(Some(Err(error))) => Err(error.to_string()),
+            Ok(None) | Err(_) => Err(format!(
+                "the file system of {}, which disk_dir of config.toml sets, does not answer within {} s",
+                self.disk.directory().display(),
+                MAKE_TIMEOUT.as_secs()
+            )),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 use crate::sandbox::test_support::{DISKS_MIB, Script, Stage, on_stage, state};
 use crate::state::{DockerDisk, ProcessId, Record, StateDir};
 use crate::volume::flock;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -83,6 +84,67 @@ fn a_file_that_is_late_is_the_next_requests() {
         assert!(why.contains("/disks, which disk_dir of config.toml sets, does not answer"), "{why}");
         drop(lock);
         assert_eq!(stage.agent.ask_for_disk().await, "");
+        assert_eq!(stage.disks.lock().unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn a_vm_that_ends_while_its_disk_is_made_has_none_afterwards() {
+    on_stage(Script::default(), async |stage: &mut Stage, dir: PathBuf| {
+        fs::create_dir(dir.join("disks")).unwrap();
+        let lock = File::open(dir.join("disks")).unwrap();
+        flock(&lock).unwrap();
+        let agent = stage.agent.clone();
+        tokio::spawn(async move { agent.ask_for_disk().await });
+        stage.agent.until_called("wait disk").await;
+        // As long as the shim may take to try the lock.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        stage.sandbox.end().await;
+        drop(lock);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(state(&dir).load().unwrap().docker_disk, None);
+        flock(&File::open(dir.join("disks")).unwrap()).expect("nobody holds the lock");
+    });
+}
+
+#[test]
+fn a_full_file_system_is_named_to_the_guest_and_can_be_mended() {
+    on_stage(Script::default(), async |stage: &mut Stage, dir: PathBuf| {
+        let disks = dir.join("disks");
+        fs::create_dir(&disks).unwrap();
+        let tmpfs =
+            |size: &str, flags| mount(Some("none"), &disks, Some("tmpfs"), flags, Some(size)).unwrap();
+        tmpfs("size=8m", MsFlags::empty());
+        let why = stage.agent.ask_for_disk().await;
+        let expected = format!(
+            "a disk of 64 MiB in {}: its file system is full: 8 MiB are free, and a Docker disk takes at least 16; disk_dir of \
+             config.toml sets the directory",
+            disks.display()
+        );
+        assert_eq!(why, expected);
+        assert_eq!(state(&dir).load().unwrap().docker_disk, None);
+        tmpfs("size=32m", MsFlags::MS_REMOUNT);
+        assert_eq!(stage.agent.ask_for_disk().await, "");
+        umount2(&disks, MntFlags::MNT_DETACH).unwrap();
+    });
+}
+
+#[test]
+fn a_paused_guest_gets_its_disk_when_it_is_resumed() {
+    on_stage(Script::default(), async |stage: &mut Stage, dir: PathBuf| {
+        fs::create_dir(dir.join("disks")).unwrap();
+        let lock = File::open(dir.join("disks")).unwrap();
+        flock(&lock).unwrap();
+        let agent = stage.agent.clone();
+        let asked = tokio::spawn(async move { agent.ask_for_disk().await });
+        stage.agent.until_called("wait disk").await;
+        let guest = stage.sandbox.guest().await.unwrap();
+        guest.pause().await.unwrap();
+        drop(lock);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(stage.disks.lock().unwrap().is_empty(), "its VMM is frozen");
+        guest.resume().await.unwrap();
+        assert_eq!(asked.await.unwrap(), "");
         assert_eq!(stage.disks.lock().unwrap().len(), 1);
     });
 }
