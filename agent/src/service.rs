@@ -4,7 +4,7 @@
 //! in a task of its own, which ends its work in any case.
 
 use crate::container::Containers;
-use crate::docker;
+use crate::docker::{self, DataDisk};
 use crate::network::Slots;
 use crate::power::{self, Power};
 use crate::reaper::Reaper;
@@ -12,10 +12,10 @@ use crate::rpc::RpcError;
 use crate::{host_facts, network, shared};
 use async_trait::async_trait;
 use lazaret_agent_api::agent::{
-    self, ConfigureNetworkRequest, ConfigureRequest, ContainerRequest, CreateContainerRequest,
-    CreateExecRequest, Empty, ListPidsResponse, ProcessRequest, ProcessResponse, ResizeTerminalRequest,
-    SignalProcessRequest, StatsResponse, UpdateContainerRequest, WaitOomRequest, WaitOomResponse,
-    WaitProcessResponse,
+    self, AnswerDiskRequest, ConfigureNetworkRequest, ConfigureRequest, ContainerRequest,
+    CreateContainerRequest, CreateExecRequest, Empty, ListPidsResponse, ProcessRequest, ProcessResponse,
+    ResizeTerminalRequest, SignalProcessRequest, StatsResponse, UpdateContainerRequest, WaitOomRequest,
+    WaitOomResponse, WaitProcessResponse,
 };
 use lazaret_agent_api::agent_ttrpc::Agent;
 use std::future::Future;
@@ -31,6 +31,7 @@ pub(crate) struct AgentService {
     power: Arc<Power>,
     /// What the guest was configured with.
     docker: OnceLock<Option<agent::Docker>>,
+    docker_disk: Arc<DataDisk>,
     slots: Arc<OnceCell<Slots>>,
 }
 
@@ -41,7 +42,8 @@ impl AgentService {
         power: Arc<Power>,
         slots: Arc<OnceCell<Slots>>,
     ) -> Self {
-        Self { containers, reaper, power, docker: OnceLock::new(), slots }
+        let docker_disk = Arc::new(DataDisk::of_guest());
+        Self { containers, reaper, power, docker: OnceLock::new(), docker_disk, slots }
     }
 
     fn docker(&self) -> Option<&agent::Docker> {
@@ -57,7 +59,8 @@ impl AgentService {
         host_facts::add_entropy(&request.entropy)
             .map_err(|error| RpcError::Internal(format!("cannot add entropy: {error}")))?;
         if let Some(docker) = request.docker.as_ref() {
-            docker::offer(docker, self.containers.clone(), self.reaper.clone())
+            let (disk, containers) = (self.docker_disk.clone(), self.containers.clone());
+            docker::offer(docker, disk, containers, self.reaper.clone())
                 .map_err(|error| RpcError::Internal(format!("cannot offer the Docker socket: {error}")))?;
         }
         if request.hostname.is_empty() {
@@ -201,6 +204,16 @@ impl Agent for AgentService {
         let kills = self.containers.get(&request.container_id)?.accounts.more_oom_kills(request.seen);
         let oom_kills = kills.await?;
         Ok(WaitOomResponse { oom_kills, ..Default::default() })
+    }
+
+    async fn wait_disk(&self, _: &TtrpcContext, _: Empty) -> Answer<Empty> {
+        self.docker_disk.wanted().await;
+        Ok(Empty::new())
+    }
+
+    async fn answer_disk(&self, _: &TtrpcContext, request: AnswerDiskRequest) -> Answer<Empty> {
+        self.docker_disk.answer(request.refused)?;
+        Ok(Empty::new())
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> Answer<Empty> {

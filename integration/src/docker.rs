@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::command::{self, Finished};
@@ -35,12 +36,16 @@ pub fn load_busybox(client: &Container) {
     assert_eq!(loaded, "Loaded image: busybox:latest\n");
 }
 
-/// What the file behind the daemon's disk takes of the host's: blocks of 512 bytes.
-pub fn disk_blocks(client: &Container) -> u64 {
+/// The file behind the daemon's disk, among the VMM's descriptors; `None` before the daemon's first start.
+pub fn disk(client: &Container) -> Option<PathBuf> {
     let (pid, _) = client.status().expect("there is a task");
     let files = fs::read_dir(format!("/proc/{pid}/fd")).expect("the VMM runs");
-    let disk = files
+    files
         .map(|file| file.expect("the VMM runs").path())
-        .find(|file| fs::read_link(file).is_ok_and(|target| target.starts_with("/var/lib/lazaret")));
-    fs::metadata(disk.expect("the VMM has the disk open")).expect("it is open").blocks()
+        .find(|file| fs::read_link(file).is_ok_and(|target| target.starts_with("/var/lib/lazaret")))
+}
+
+/// What that file takes of the host's disk: blocks of 512 bytes.
+pub fn disk_blocks(client: &Container) -> u64 {
+    fs::metadata(disk(client).expect("the VMM has the disk open")).expect("it is open").blocks()
 }

@@ -21,6 +21,7 @@ pub struct Config {
     pub base_image: PathBuf,
     pub docker_image: PathBuf,
     pub docker_disk_mib: u64,
+    pub docker_disks_mib: u64,
     pub disk_dir: PathBuf,
     pub vmm: PathBuf,
     pub vcpus: u32,
@@ -52,7 +53,7 @@ impl NetworkDefault {
 }
 
 /// Every key with its meaning, in the order of the struct; a test holds the two together.
-const KEYS: [(&str, &str); 13] = [
+const KEYS: [(&str, &str); 14] = [
     ("kernel", "The guest's kernel, an uncompressed vmlinux."),
     ("base_image", "The guest's root file system, read only and shared by all guests."),
     ("docker_image", "The image of the guest's private Docker daemon, read only and shared by all guests."),
@@ -60,6 +61,11 @@ const KEYS: [(&str, &str); 13] = [
         "docker_disk_mib",
         "The most that daemon can store, in MiB, without an io.lazaret.docker.disk annotation. \
          It takes from the host what is used of it.",
+    ),
+    (
+        "docker_disks_mib",
+        "The most that the disks of all such daemons in disk_dir can store together, in MiB, volumes of running sandboxes \
+         among them. A daemon whose disk would be too much does not start. 0 sets no limit.",
     ),
     (
         "disk_dir",
@@ -99,6 +105,7 @@ impl Default for Config {
             base_image: "/usr/local/share/lazaret/base.erofs".into(),
             docker_image: "/usr/local/share/lazaret/docker.erofs".into(),
             docker_disk_mib: 20 << 10,
+            docker_disks_mib: 0,
             disk_dir: "/var/lib/lazaret".into(),
             vmm: PathBuf::new(),
             vcpus: 1,
@@ -175,6 +182,7 @@ impl Config {
                     "base_image" => quoted(&self.base_image),
                     "docker_image" => quoted(&self.docker_image),
                     "docker_disk_mib" => self.docker_disk_mib.to_string(),
+                    "docker_disks_mib" => self.docker_disks_mib.to_string(),
                     "disk_dir" => quoted(&self.disk_dir),
                     "vmm" => quoted(&self.vmm),
                     "vcpus" => self.vcpus.to_string(),

@@ -13,6 +13,7 @@ fn an_empty_file_is_the_default() {
 fn what_describe_prints_is_what_it_describes() {
     let config = Config {
         vcpus: 3,
+        docker_disks_mib: 100 << 10,
         kernel_args: "a=\"b\"".into(),
         host_network: NetworkDefault::User,
         ..Config::default()

@@ -58,7 +58,7 @@ impl Error {
 }
 
 /// What a guest says is shown on terminals and kept in logs: one line of printable characters, not endless.
-fn one_line(message: &str) -> String {
+pub(crate) fn one_line(message: &str) -> String {
     const MAX_MESSAGE_CHARS: usize = 1024;
     message.chars().take(MAX_MESSAGE_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

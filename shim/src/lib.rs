@@ -14,6 +14,7 @@
 
 pub mod args;
 pub mod bootstrap;
+mod budget;
 pub mod config;
 pub mod delete;
 mod error;

@@ -2,7 +2,7 @@
 //! exactly this sandbox without a running shim.
 //!
 //! ```text
-//!   state.json     who runs (pid and start time), and what else is to be removed
+//!   state.json     who runs (pid and start time), what else is to be removed, and the size of the Docker daemon's disk
 //!   console.log    the guest's console, bounded by the VMM
 //!   network.json   what was changed in a network namespace that outlives the sandbox
 //!   docker.sock    the guest's Docker daemon, where io.lazaret.docker.export asks for it
@@ -48,6 +48,17 @@ pub struct Record {
     pub memory_mib: u64,
     /// The file of the volume that the sandbox has.
     pub docker_volume: Option<PathBuf>,
+    /// The disk of the sandbox's Docker daemon, a volume too, from the moment on at which it may be made.
+    pub docker_disk: Option<DockerDisk>,
+}
+
+/// What a Docker daemon's disk takes of the host's budget for such disks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DockerDisk {
+    /// `disk_dir` of the configuration, without symbolic links.
+    pub directory: PathBuf,
+    /// The most it can hold.
+    pub mib: u64,
 }
 
 /// The state directory of one sandbox.
@@ -55,11 +66,16 @@ pub struct Record {
 pub struct StateDir(PathBuf);
 
 impl Record {
-    /// Whether the sandbox still has this volume: until its VMM is gone, or its shim where no VMM has been started.
+    /// Whether the sandbox still has this volume.
     #[must_use]
     pub fn has_volume(&self, file: &Path) -> bool {
-        self.docker_volume.as_deref() == Some(file)
-            && self.vmm.or(self.shim).is_some_and(|process| process.is_running())
+        self.docker_volume.as_deref() == Some(file) && self.has_disks()
+    }
+
+    /// Whether the sandbox still has its disks: until its VMM is gone, or its shim where no VMM has been started.
+    #[must_use]
+    pub fn has_disks(&self) -> bool {
+        self.vmm.or(self.shim).is_some_and(|process| process.is_running())
     }
 }
 

@@ -15,6 +15,7 @@ use crate::state::StateDir;
 use lazaret_agent_api::{InvalidIdentifier, check_identifier};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::sys::statvfs::fstatvfs;
 use nix::unistd::linkat;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -29,11 +30,15 @@ const RELEASE_TIMEOUT: Duration =
 /// The time between two attempts to lock a volume: flock(2) does not announce that a lock is free.
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
+/// A file system with less room than this, MiB, is full: what dockerd's first start writes, 1 MiB, may not find room.
+const MIN_FREE_MIB: u64 = 16;
+
 /// Makes a file without a name in `directory`: it takes no space until it is written to, and is gone as soon as nobody
 /// has it open.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel's; [`ErrorKind::StorageFull`] when less than [`MIN_FREE_MIB`] are free, so that the host says so rather than the guest,
+/// which would see input and output errors.
 pub(crate) fn nameless(directory: &Path, mib: u64) -> io::Result<File> {
     DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     let disk = OpenOptions::new()
@@ -43,7 +48,21 @@ pub(crate) fn nameless(directory: &Path, mib: u64) -> io::Result<File> {
         .mode(0o600)
         .open(directory)?;
     disk.set_len(mib << 20)?;
+    check_room(&disk)?;
     Ok(disk)
+}
+
+fn check_room(disk: &File) -> io::Result<()> {
+    let room = fstatvfs(disk)?;
+    let free_mib = room.blocks_available().saturating_mul(room.fragment_size()) >> 20;
+    // One without limits counts no blocks at all.
+    if room.blocks() == 0 || free_mib >= MIN_FREE_MIB {
+        return Ok(());
+    }
+    let line = format!(
+        "its file system is full: {free_mib} MiB are free, and a Docker disk takes at least {MIN_FREE_MIB}"
+    );
+    Err(io::Error::new(ErrorKind::StorageFull, line))
 }
 
 /// How large a disk is to be, in MiB.
@@ -137,6 +156,12 @@ impl<'a> Volumes<'a> {
     #[must_use]
     pub(crate) fn path(&self, name: &VolumeName) -> PathBuf {
         self.directory.join(name.as_str())
+    }
+
+    /// How large the volume is, or will be when it is made, in MiB.
+    #[must_use]
+    pub(crate) fn mib(&self, name: &VolumeName, capacity: Capacity) -> u64 {
+        fs::symlink_metadata(self.path(name)).map_or(capacity.mib(), |volume| volume.len() >> 20)
     }
 
     /// Opens a volume for one sandbox, and makes it if there is none. A volume that another sandbox has is waited for, up to
@@ -267,7 +292,7 @@ impl<'a> Volumes<'a> {
 
 /// Takes the lock of an open file, which all copies of its descriptor share: `LOCK_UN` through one of them would end it
 /// for all, so it is ended by closing alone.
-fn flock(file: &File) -> nix::Result<()> {
+pub(crate) fn flock(file: &File) -> nix::Result<()> {
     // SAFETY: a system call on a descriptor that `file` keeps open.
     Errno::result(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }).map(drop)
 }

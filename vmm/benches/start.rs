@@ -85,7 +85,7 @@ impl Vmm {
             vcpus: 1,
             memory_mib: 128,
             cmdline: "quiet".into(),
-            disks: vec![Disk { read_only: true }, Disk { read_only: false }],
+            disks: vec![Disk { read_only: true, empty: false }, Disk { read_only: false, empty: false }],
             shared: Some(Shared { tag: "lazaret".into(), path: directory.path().into() }),
             vsock: Some(Vsock { cid: 3, accept: vec![1024] }),
             nics,

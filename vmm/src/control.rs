@@ -5,13 +5,13 @@
 //! ```
 
 use crate::console::{BoundedLog, Output};
+use crate::disks::{Disks, DisksError};
 use crate::event_loop::{Subscriber, Watches};
 use crate::jail::{self, JailError};
 use crate::machine::{Ended, Machine, MachineError, Placement};
 use crate::nics::Nics;
 use crate::pauses::{PAUSE_TIMEOUT, Pauses};
 use crate::stop::Stop;
-use crate::virtio::blk::Blk;
 use crate::virtio::console::Console;
 use crate::virtio::fs::{FsDevice, FsError, raise_open_files};
 use crate::virtio::rng::Rng;
@@ -45,6 +45,8 @@ pub enum ControlError {
     Jail(#[from] JailError),
     #[error(transparent)]
     Machine(#[from] MachineError),
+    #[error(transparent)]
+    Disks(#[from] DisksError),
     #[error(transparent)]
     Fs(#[from] FsError),
     #[error(transparent)]
@@ -87,16 +89,16 @@ fn serve(
     let kvm = descriptors.take(Name::Kvm)?;
     let mut kernel = File::from(descriptors.take(Name::Kernel)?);
     let log = File::from(descriptors.take(Name::ConsoleLog)?);
-    let mut disks = Vec::new();
+    let mut files = Vec::new();
     for (index, disk) in (0..=u8::MAX).zip(&config.disks) {
-        disks.push((File::from(descriptors.take(Name::Disk(index))?), disk.read_only));
+        files.push(if disk.empty { None } else { Some(descriptors.take(Name::Disk(index))?.into()) });
     }
     descriptors.finish()?;
     set_nonblocking(channel)?;
 
     if config.shared.is_some() {
         // In the jail there is no capability for it.
-        raise_open_files()?;
+        raise_open_files(config.memory_mib)?;
     }
     let own_descriptors = jail::enter(config.shared.as_ref().map(|shared| shared.path.as_path()))?;
 
@@ -104,13 +106,13 @@ fn serve(
         .map_err(|source| ControlError::Descriptor { what: "the console's log".into(), source })?;
     let output = Output::new(Box::new(log));
     let mut machine = Machine::new(kvm, config.vcpus, config.memory_mib, output.clone())?;
-    add_disks(&mut machine, disks)?;
+    let disks = Disks::new(&mut machine, &config, files, channel)?;
     machine.add("console", Box::new(Console::new(output.clone(), None)), Placement::Shared)?;
     machine.add("rng", Box::new(Rng), Placement::Shared)?;
     let connector = add_vsock(&mut machine, &config, channel)?;
     let nics = Nics::new(&mut machine, &config, channel)?;
     if let (Some(shared), Some(own_descriptors)) = (&config.shared, own_descriptors) {
-        let fs = FsDevice::new(&shared.tag, jail::SHARED, own_descriptors)?;
+        let fs = FsDevice::new(&shared.tag, jail::SHARED, own_descriptors, config.memory_mib)?;
         machine.add("fs", Box::new(fs), Placement::Own)?;
     }
     machine.boot(&mut kernel, &config.cmdline)?;
@@ -118,7 +120,7 @@ fn serve(
     let pauses = Pauses::new(machine.gate(), channel, PAUSE_TIMEOUT)
         .map_err(|source| ControlError::Descriptor { what: "a timer".into(), source })?;
     let stop = machine.stop();
-    let shim = Shim { channel: Arc::clone(channel), connector, nics, pauses, stop };
+    let shim = Shim { channel: Arc::clone(channel), connector, disks, nics, pauses, stop };
     machine.subscribe(Box::new(shim));
     let ended = machine.run(|| {
         if let Err(error) = send(channel, &Event::Running) {
@@ -126,16 +128,6 @@ fn serve(
         }
     })?;
     Ok((Stopped { cause: ended.cause.clone(), console: output.tail() }, ended))
-}
-
-fn add_disks(machine: &mut Machine, disks: Vec<(File, bool)>) -> Result<(), ControlError> {
-    for (index, (file, read_only)) in disks.into_iter().enumerate() {
-        let name = format!("disk{index}");
-        let disk = Blk::new(file, read_only, &name)
-            .map_err(|source| ControlError::Descriptor { what: name.clone(), source })?;
-        machine.add(&name, Box::new(disk), Placement::Own)?;
-    }
-    Ok(())
 }
 
 fn add_vsock(
@@ -177,6 +169,7 @@ pub(crate) fn send(channel: &Channel, event: &Event) -> Result<(), ChannelError>
 struct Shim {
     channel: Arc<Channel>,
     connector: Option<Connector>,
+    disks: Disks,
     nics: Nics,
     pauses: Pauses,
     stop: Stop,
@@ -207,6 +200,7 @@ impl Subscriber for Shim {
                     connector.connect(port, stream);
                 }
             }
+            Ok((Request::AttachDisk { index }, descriptors)) => self.disks.attach(index, descriptors),
             Ok((Request::PlugNic { slot, nic }, descriptors)) => self.nics.plug(slot, nic, descriptors),
             Ok((Request::UnplugNic { slot }, _)) => self.nics.unplug(slot),
             Ok((Request::Pause, _)) => self.pauses.pause(),

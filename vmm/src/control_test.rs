@@ -103,7 +103,8 @@ impl Guest {
         let nics = Nics::new(&mut machine, &config, &theirs).unwrap();
         let pauses = Pauses::new(machine.gate(), &theirs, Duration::from_millis(100)).unwrap();
         let stop = machine.stop();
-        machine.subscribe(Box::new(Shim { channel: theirs, connector: None, nics, pauses, stop }));
+        let disks = Disks::new(&mut machine, &config, Vec::new(), &theirs).unwrap();
+        machine.subscribe(Box::new(Shim { channel: theirs, connector: None, disks, nics, pauses, stop }));
         let memory = machine.memory();
         let running = thread::spawn(move || machine.run(|| {}).unwrap().cause.clone());
         Some(Self { channel, memory, running: Some(running) })

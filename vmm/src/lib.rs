@@ -17,6 +17,7 @@ pub mod arch;
 pub mod bus;
 pub mod console;
 pub mod control;
+mod disks;
 pub mod event_loop;
 pub mod hypervisor;
 pub mod jail;

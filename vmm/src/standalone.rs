@@ -1,6 +1,7 @@
 //! Stand-alone mode: a VM from flags, for people who work on the VMM, on a kernel, or compare VMMs. There is no jail.
 
 use crate::console::{BoundedLog, Output};
+use crate::disks;
 use crate::machine::{Machine, MachineError, Placement};
 use crate::nics;
 use crate::terminal::{Keyboard, RawMode, Signals, Typed};
@@ -210,7 +211,7 @@ pub fn run(flags: &Flags) -> Result<bool, StandaloneError> {
         let name = disk.path.file_name().unwrap_or_default().to_string_lossy();
         let device = Blk::new(file, disk.read_only, &name)
             .map_err(|source| StandaloneError::Open { path: disk.path.clone(), source })?;
-        machine.add(&format!("disk {name}"), Box::new(device), Placement::Own)?;
+        disks::add(&mut machine, &format!("disk {name}"), device)?;
     }
     let mut typed = (flags.console == ConsoleFlag::Serial).then(|| Typed::Serial(machine.serial()));
     let mut input = None;
@@ -224,7 +225,7 @@ pub fn run(flags: &Flags) -> Result<bool, StandaloneError> {
         add_tap(&mut machine, slot, flag, flags.vcpus)?;
     }
     if let Some(shared) = &flags.shared {
-        let device = FsDevice::new(&shared.tag, &shared.directory, own_descriptors()?)?;
+        let device = FsDevice::new(&shared.tag, &shared.directory, own_descriptors()?, flags.memory.0)?;
         machine.add("fs", Box::new(device), Placement::Own)?;
     }
     machine.boot(&mut kernel, &flags.cmdline)?;

@@ -5,7 +5,8 @@
 use lazaret_vmm::micro_guest;
 use lazaret_vmm::virtio::net::{Tap, mtu_of};
 use lazaret_vmm_wire::{
-    Cause, Channel, ChannelError, Disk, Event, Name, Nic, NicState, Request, Shared, Stopped, VmConfig, Vsock,
+    Cause, Channel, ChannelError, Disk, DiskState, Event, Name, Nic, NicState, Request, Shared, Stopped,
+    VmConfig, Vsock,
 };
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -183,11 +184,109 @@ fn what_cannot_be_built_is_told_in_one_line() {
     assert!(line.starts_with("a VM has from 2 to "), "{line}");
     let line = told(config(), &[tempfile::tempfile().unwrap()]).unwrap();
     assert_eq!(line, "the boot request: the descriptor \"disk 0\" is not expected");
-    let disks = vec![Disk { read_only: false }];
+    let disks = vec![Disk { read_only: false, empty: false }];
     let line = told(VmConfig { disks, ..config() }, &[]).unwrap();
     assert_eq!(line, "the boot request: the descriptor \"disk 0\" is missing");
+    let disks = vec![Disk { read_only: false, empty: true }];
+    let line = told(VmConfig { disks, ..config() }, &[tempfile::tempfile().unwrap()]).unwrap();
+    assert_eq!(line, "the boot request: the descriptor \"disk 0\" is not expected");
     let line = told(VmConfig { cmdline: "x".repeat(3000), ..config() }, &[]).unwrap();
     assert!(line.starts_with("the kernel command line has 3"), "{line}");
+}
+
+// Sets the device up and waits until an interrupt says that its configuration has changed; prints a mark if the capacity is 64
+// sectors, and then sleeps. The device's registers are at 0xd0000000.
+micro_guest!(
+    waits_for_the_capacity,
+    "mov esi, 0xd0000000",
+    "mov dword ptr [esi + 0x70], 3",
+    "mov dword ptr [esi + 0x24], 1",
+    "mov dword ptr [esi + 0x20], 1",
+    "mov dword ptr [esi + 0x70], 11",
+    "mov dword ptr [esi + 0x70], 15",
+    "mov dx, 0x3f8",
+    "cmp dword ptr [esi + 0x100], 0",
+    "jne 3f",
+    "mov al, '0'",
+    "out dx, al",
+    "2: test dword ptr [esi + 0x60], 2",
+    "jz 2b",
+    "cmp dword ptr [esi + 0x100], 64",
+    "jne 3f",
+    "mov al, '+'",
+    "out dx, al",
+    "3: hlt",
+    "jmp 3b",
+);
+
+#[test]
+fn a_disk_is_attached_once_and_the_guest_is_told_of_its_capacity() {
+    let vmm = Vmm::start();
+    let mut log = tempfile::tempfile().unwrap();
+    let first = tempfile::tempfile().unwrap();
+    first.set_len(4096).unwrap();
+    let disks = vec![Disk { read_only: false, empty: true }, Disk { read_only: true, empty: false }];
+    let (empty, full) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    full.set_len(64 * 512).unwrap();
+    let boot = |vmm: &Vmm| {
+        let Ok(kvm) = OpenOptions::new().read(true).write(true).open("/dev/kvm") else { return false };
+        let kernel = micro_guest::file(waits_for_the_capacity()).unwrap();
+        let descriptors = [
+            (Name::ConsoleLog, log.as_fd()),
+            (Name::Kvm, kvm.as_fd()),
+            (Name::Kernel, kernel.as_fd()),
+            (Name::Disk(1), first.as_fd()),
+        ];
+        vmm.channel
+            .send(&Request::Boot(VmConfig { disks: disks.clone(), ..config() }), &descriptors)
+            .unwrap();
+        true
+    };
+    if !boot(&vmm) {
+        let _ = writeln!(io::stderr(), "skipped: /dev/kvm cannot be opened");
+        return;
+    }
+    assert_eq!(vmm.event(), Event::Running);
+    let said = |log: &mut File| {
+        let mut text = String::new();
+        log.rewind().unwrap();
+        log.read_to_string(&mut text).unwrap();
+        text
+    };
+    let attach = |index: u8, descriptors: &[(Name, BorrowedFd<'_>)]| {
+        vmm.channel.send(&Request::AttachDisk { index }, descriptors).unwrap();
+        match vmm.event() {
+            Event::Disk { index: answered, state } if answered == index => state,
+            other => panic!("{other:?}"),
+        }
+    };
+    let refused = |why: &str| DiskState::Refused(why.to_owned());
+    let right = (Name::Disk(0), full.as_fd());
+    let refusals = [
+        (attach(2, &[right]), "the VM has 2 disks, from 0 on"),
+        (attach(255, &[]), "the VM has 2 disks, from 0 on"),
+        (attach(1, &[(Name::Disk(1), full.as_fd())]), "the disk has had its file from the boot on"),
+        (attach(0, &[]), "the descriptor \"disk 0\" is missing"),
+        (attach(0, &[(Name::Disk(1), full.as_fd())]), "the descriptor \"disk 0\" is missing"),
+        (attach(0, &[right, (Name::Stream, full.as_fd())]), "the descriptor \"stream\" is not expected"),
+        (attach(0, &[(Name::Disk(0), empty.as_fd())]), "the file is smaller than a sector"),
+    ];
+    for (answer, why) in refusals {
+        assert_eq!(answer, refused(why));
+    }
+    let begun = Instant::now();
+    while said(&mut log) != "0" {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the guest does not run: {:?}", said(&mut log));
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(attach(0, &[right]), DiskState::Attached);
+    assert_eq!(attach(0, &[right]), refused("the disk has a file already"));
+    while said(&mut log) != "0+" {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the guest is not told: {:?}", said(&mut log));
+        thread::sleep(Duration::from_millis(5));
+    }
+    vmm.channel.send(&Request::Stop, &[]).unwrap();
+    assert!(matches!(vmm.event(), Event::Stopped(Stopped { cause: Cause::Requested, .. })));
 }
 
 #[test]
@@ -241,7 +340,7 @@ fn the_jail_holds_the_shared_tree_and_what_is_mounted_there_later() {
         let shared = Some(Shared { tag: "lazaret".into(), path: tree.to_owned() });
         let mut disk = tempfile::tempfile().unwrap();
         disk.write_all(&[0; 4096]).unwrap();
-        let config = VmConfig { shared, disks: vec![Disk { read_only: true }], ..config() };
+        let config = VmConfig { shared, disks: vec![Disk { read_only: true, empty: false }], ..config() };
         if !vmm.boot(config, sleeps(), &log, &[disk]) {
             return;
         }

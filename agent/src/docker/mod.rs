@@ -6,10 +6,11 @@
 //!   host ──► vsock 1026 ───────────────────── relay ────────────┘
 //! ```
 //!
-//! The agent only looks whether a client waits at dockerd's own socket, which dockerd inherits. dockerd accepts the connection
-//! itself, as soon as it can serve. When dockerd ends, everything that it has started ends, too. Clients that still wait are
-//! answered with the reason, and the next client starts dockerd again.
+//! The agent only looks whether a client waits at dockerd's own socket, which dockerd inherits, and asks the host for dockerd's disk
+//! where there is none yet. dockerd accepts the connection itself, as soon as it can serve. When dockerd ends, everything that it
+//! has started ends, too. Clients that still wait are answered with the reason, and the next client starts dockerd again.
 
+mod disk;
 mod gate;
 mod http;
 mod launch;
@@ -18,6 +19,7 @@ mod relay;
 #[cfg(test)]
 mod test_support;
 
+pub(crate) use disk::DataDisk;
 pub(crate) use http::ping;
 pub(crate) use launch::{COMMAND, main as launch_main};
 
@@ -59,6 +61,7 @@ struct Docker {
     socket: AsyncFd<UnixListener>,
     /// The daemon's disk outlives the guest.
     keep: bool,
+    disk: Arc<DataDisk>,
     containers: Arc<Containers>,
     reaper: Arc<Reaper>,
     /// The last line that dockerd has written.
@@ -71,6 +74,7 @@ struct Docker {
 /// When it cannot be made.
 pub(crate) fn offer(
     wanted: &agent::Docker,
+    disk: Arc<DataDisk>,
     containers: Arc<Containers>,
     reaper: Arc<Reaper>,
 ) -> io::Result<()> {
@@ -89,7 +93,7 @@ pub(crate) fn offer(
     if wanted.export {
         tokio::spawn(relay::listen(vsock::bind(DOCKER_PORT)?));
     }
-    let docker = Docker { socket, keep: wanted.keep, containers, reaper, last_line: Arc::default() };
+    let docker = Docker { socket, keep: wanted.keep, disk, containers, reaper, last_line: Arc::default() };
     tokio::spawn(docker.serve());
     Ok(())
 }
@@ -124,6 +128,10 @@ impl Docker {
 
     /// Runs dockerd to its end, which is the end of everything that dockerd has started. Returns how dockerd ended.
     async fn run(&self, answered: &AtomicBool) -> String {
+        // First, because it takes time: a container whose files dockerd is to have may end meanwhile.
+        if let Err(error) = self.disk.ready().await {
+            return format!("it has no disk: {error}");
+        }
         let Some(container) = self.containers.take_docker_view() else {
             return "the sandbox has no running container whose files it could use".to_owned();
         };

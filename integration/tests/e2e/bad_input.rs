@@ -6,7 +6,8 @@ use std::process::Command;
 
 use lazaret_integration::command;
 use lazaret_integration::container::Container;
-use lazaret_integration::leftovers::Snapshot;
+use lazaret_integration::docker::{client, disk, load_busybox, sh};
+use lazaret_integration::leftovers::{Snapshot, eventually};
 use lazaret_integration::spec::Spec;
 use lazaret_integration::{alone, beside_others, is_lazaret};
 
@@ -122,6 +123,82 @@ fn an_unknown_configuration_key_is_named() {
 #[test]
 fn a_configuration_that_is_no_toml_is_named() {
     refused_without(|| Aside::replace(CONFIG, b"= = =\n"), "false-toml", &[CONFIG]);
+}
+
+#[test]
+fn a_docker_disk_beyond_the_hosts_budget_is_refused_to_the_client_by_the_keys_name() {
+    if !is_lazaret() {
+        return;
+    }
+    let _host = alone();
+    let _config = Aside::replace(CONFIG, b"boot_timeout_s = 600\ndocker_disks_mib = 100\n");
+    let client = client("docker-budget");
+    client.detach(&["sleep", "1000"]);
+    let asked = sh(&client, "docker ps");
+    let why =
+        "have 100 MiB together (docker_disks_mib), of which 0 are taken: a disk of 20480 MiB is too much";
+    assert!(asked.code != 0 && asked.err().contains(why), "{asked}");
+    assert_eq!(disk(&client), None);
+    assert_eq!(client.exec(&["echo", "lives"]).success().out(), "lives\n");
+    let volume = ["--annotation", "io.lazaret.docker.volume=too-much"];
+    refused(&Container::new("volume-budget").flags(&volume), &["true"], &["docker_disks_mib"]);
+    assert!(!Path::new("/var/lib/lazaret/volumes/too-much").exists());
+}
+
+/// A file system in memory, mounted until it is dropped.
+struct SmallFileSystem(&'static str);
+
+impl SmallFileSystem {
+    fn mount(path: &'static str, size: &str) -> Self {
+        fs::create_dir_all(path).expect("a folder");
+        command::host("mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "none", path]);
+        Self(path)
+    }
+
+    fn resize(&self, size: &str) {
+        command::host("mount", &["-o", &format!("remount,size={size}"), self.0]);
+    }
+
+    fn free_blocks(&self) -> u64 {
+        let free = command::host("stat", &["--file-system", "--format=%f", self.0]);
+        free.trim().parse().expect("a number of blocks")
+    }
+}
+
+impl Drop for SmallFileSystem {
+    fn drop(&mut self) {
+        // The disk of a sandbox that a failed test has left is still open.
+        let _ = Command::new("umount").args(["--lazy", self.0]).status();
+        let _ = fs::remove_dir(self.0);
+    }
+}
+
+#[test]
+fn a_full_disk_directory_is_told_to_the_client_and_has_its_room_back_when_the_sandbox_ends() {
+    if !is_lazaret() {
+        return;
+    }
+    let _host = alone();
+    let disks = SmallFileSystem::mount("/var/lib/lazaret-test-disks", "8m");
+    let config = format!("boot_timeout_s = 600\ndisk_dir = \"{}\"\n", disks.0);
+    let _config = Aside::replace(CONFIG, config.as_bytes());
+    let client = client("docker-no-room");
+    client.detach(&["sleep", "1000"]);
+    let asked = sh(&client, "docker ps");
+    let why = "in /var/lib/lazaret-test-disks: its file system is full: 8 MiB are free, and a Docker disk takes at least 16; \
+        disk_dir of config.toml sets the directory";
+    assert!(asked.code != 0 && asked.err().contains(why), "{asked}");
+    assert_eq!(client.exec(&["echo", "lives"]).success().out(), "lives\n");
+
+    disks.resize("256m");
+    let before = disks.free_blocks();
+    load_busybox(&client);
+    assert!(disks.free_blocks() < before, "the image is on the host's disk");
+    client.remove();
+    eventually(|| match disks.free_blocks() {
+        now if now == before => Ok(()),
+        now => Err(format!("{now} blocks are free, of {before} before")),
+    });
 }
 
 #[test]

@@ -4,8 +4,9 @@
 use std::fs;
 
 use lazaret_integration::container::Container;
+use lazaret_integration::docker::{client, disk, load_busybox, sh};
 use lazaret_integration::faults::kill_process;
-use lazaret_integration::{beside_others, is_lazaret};
+use lazaret_integration::{beside_few, beside_others, is_lazaret};
 
 const TYPE: &str = "io.kubernetes.cri.container-type";
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
@@ -23,8 +24,11 @@ fn pod(flags: &[&str]) -> Container {
 
 /// A container of the pod of `sandbox`, in its network namespace, as CRI makes them.
 fn member(sandbox: &Container, purpose: &str) -> Container {
+    in_pod(sandbox, Container::new(purpose))
+}
+
+fn in_pod(sandbox: &Container, container: Container) -> Container {
     let of = format!("{SANDBOX}={}", sandbox.id);
-    let container = Container::new(purpose);
     container
         .flags(&["--annotation", &format!("{TYPE}=container"), "--annotation", &of])
         .joins(sandbox, &["net"])
@@ -135,6 +139,27 @@ fn tempfile() -> String {
     let path = format!("/var/tmp/lazaret-test-shm-{}", std::process::id());
     fs::create_dir(&path).expect("it can be made");
     path
+}
+
+#[test]
+fn a_pod_has_one_docker_disk_from_its_first_client_on_whichever_of_its_containers_ends() {
+    if !is_lazaret() {
+        return;
+    }
+    let _host = beside_few();
+    let pod = pod(&["--annotation", "io.lazaret.vm.memory=2Gi"]);
+    let (one, other) = (in_pod(&pod, client("docker-one")), in_pod(&pod, client("docker-other")));
+    one.detach(&WAITS);
+    other.detach(&WAITS);
+    assert_eq!(disk(&pod), None);
+    load_busybox(&one);
+    let first = disk(&pod).expect("the daemon stores images");
+    let images = || sh(&other, "docker images --format '{{.Repository}}'").success().out();
+    assert_eq!(images(), "busybox\n");
+    // The daemon ends with the container whose files it has, and is started again for the other.
+    one.remove();
+    assert_eq!(images(), "busybox\n");
+    assert_eq!(disk(&pod), Some(first));
 }
 
 #[test]

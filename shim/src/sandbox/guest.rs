@@ -3,6 +3,8 @@
 //! Every call to the agent has a deadline, and ends when the VM ends. When the connection to the agent breaks while the VM
 //! still runs, the shim ends the VM, and every process of the guest then ends with 137.
 
+mod disk;
+mod network;
 mod pause;
 mod resources;
 
@@ -10,13 +12,13 @@ use super::cgroup::Cgroup;
 use super::container::GuestSpec;
 use super::container::life::{Exit, KILLED};
 use super::docker::Docker;
+use super::docker::disk::LaterDisk;
 use super::limits::Limits;
 use super::network::Network;
 use super::network::loopback::Loopback;
 use super::sizing::Size;
 use super::vm::{ExitReport, Vm};
 use crate::error::{Error, Result};
-use crate::network::Monitor;
 use lazaret_agent_api::agent::{
     CreateContainerRequest, CreateExecRequest, Empty, ProcessRequest, ResizeTerminalRequest,
     SignalProcessRequest, Stdio, StreamHeader, stream_header::Kind,
@@ -25,9 +27,8 @@ use lazaret_agent_api::agent_ttrpc::AgentClient;
 use lazaret_agent_api::{Ack, DOCKER_PORT, STDIO_PORT, encode_header};
 use pause::Pause;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -93,6 +94,8 @@ pub(crate) struct Share {
     pub cgroup: Option<Cgroup>,
     /// What the host is to hold the guest to from the start of its first process on.
     pub limits: Limits,
+    /// The disk of its Docker daemon, where it is made when the guest asks for it.
+    pub disk: Option<LaterDisk>,
 }
 
 /// A running guest.
@@ -112,6 +115,8 @@ pub(crate) struct Guest {
     cgroup: Option<Arc<Cgroup>>,
     /// What the host is to hold the guest to from the start of its first process on.
     limits: Limits,
+    /// The disk of its Docker daemon, where it is made when the guest asks for it.
+    disk: Option<LaterDisk>,
 }
 
 impl Guest {
@@ -123,10 +128,10 @@ impl Guest {
         network: Network,
         share: Share,
     ) -> Self {
-        let Share { size, cgroup, limits } = share;
+        let Share { size, cgroup, limits, disk } = share;
         let (loopback, pause, cgroup) = (Loopback::default(), Pause::default(), cgroup.map(Arc::new));
         let (settled, anchors) = (OnceCell::new(), Arc::default());
-        Self { vm, agent, docker, network, loopback, pause, settled, anchors, size, cgroup, limits }
+        Self { vm, agent, docker, network, loopback, pause, settled, anchors, size, cgroup, limits, disk }
     }
 
     /// The VMM's pid, which stands for the guest, and for every process of it that has no other on the host.
@@ -164,82 +169,6 @@ impl Guest {
             self.limit()
         };
         self.settled.get_or_try_init(|| settle).await.copied()
-    }
-
-    /// Gives the guest the network that its network namespace holds now; loopback alone, where it holds none. What changes in the
-    /// namespace from now on changes in the guest, too. The container's name servers are those of `resolv_conf`.
-    ///
-    /// # Errors
-    /// Of the wiring, the VMM's and the agent's; the namespace is as it was then.
-    async fn set_up_network(self: &Arc<Self>, resolv_conf: Option<PathBuf>) -> Result<()> {
-        if !self.network.prepare(&self.vm).await? {
-            return Ok(());
-        }
-        let monitor = match Monitor::open(self.vm.network_namespace()).await {
-            Ok(monitor) => monitor,
-            Err(error) => {
-                self.unwire_network().await;
-                return Err(error.into());
-            }
-        };
-        let failed = match self.update_network(resolv_conf.as_deref()).await {
-            Ok(failed) => failed.into_iter().next(),
-            Err(error) => Some(error),
-        };
-        if let Some(error) = failed {
-            self.unwire_network().await;
-            return Err(error);
-        }
-        if !self.network.followed.swap(true, Ordering::Relaxed) {
-            tokio::spawn(self.clone().follow_network(monitor, resolv_conf));
-        }
-        Ok(())
-    }
-
-    /// Follows the changes of the network namespace until the VM ends.
-    async fn follow_network(self: Arc<Self>, monitor: Monitor, resolv_conf: Option<PathBuf>) {
-        let mut ended = self.ended();
-        loop {
-            tokio::select! {
-                _ = ended.wait_for(Option::is_some) => return,
-                changed = monitor.changed() => if let Err(error) = changed {
-                    log::error!("the network namespace is no longer watched: {error}");
-                    return;
-                }
-            }
-            self.until_resumed().await;
-            match self.update_network(resolv_conf.as_deref()).await {
-                Ok(failed) => failed.iter().for_each(|error| log::error!("network: {error}")),
-                Err(error) => log::error!("network: {error}"),
-            }
-        }
-    }
-
-    /// Brings the guest's network to what the namespace holds: why interfaces are left out.
-    async fn update_network(&self, resolv_conf: Option<&Path>) -> Result<Vec<Error>> {
-        let mut configured = self.network.configured.lock().await;
-        if !self.is_alive() {
-            return Ok(Vec::new());
-        }
-        let (wanted, failed) = self.network.wire(&self.vm).await?;
-        if *configured != wanted {
-            let call = self.agent.configure_network(within(CALL_TIMEOUT), &wanted);
-            self.call("setting up the network", CALL_TIMEOUT, call).await?;
-            let names: Vec<_> = wanted.interfaces.iter().map(|interface| interface.name.as_str()).collect();
-            log::info!("the guest has the network interfaces {}", names.join(", "));
-            if !wanted.interfaces.is_empty() {
-                self.loopback.open(&self.vm, resolv_conf).await;
-            }
-            *configured = wanted;
-        }
-        Ok(failed)
-    }
-
-    /// Gives the network namespace its interfaces back.
-    pub(crate) async fn unwire_network(&self) {
-        // Its listeners are on ports that are the namespace's own while it is wired.
-        self.loopback.close().await;
-        self.network.unwire(&self.vm).await;
     }
 
     /// # Errors

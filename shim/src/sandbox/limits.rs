@@ -6,17 +6,15 @@
 
 use super::sizing::Size;
 use crate::error::{Error, Result};
+use lazaret_vmm_wire::{FILE_BYTES, max_files};
 use serde_json::Value;
 
 /// Memory beside the guest's own, MiB: the VMM, its page tables, its buffers.
 const MEMORY_OVERHEAD_MIB: u64 = 64;
-/// The guest's memory by this is what the host's kernel may keep for it besides: page tables of the guest, and pages of files that are
-/// being written back.
+/// The guest's memory by this is what the host's kernel may keep for it besides: page tables of the guest, and pages of files that
+/// are being written back. The files that the guest holds come on top of that ([`max_files`]): a guest that uses all of its memory
+/// and holds all the files it may does not cost its VMM its life.
 const MEMORY_OVERHEAD_DIVISOR: u64 = 8;
-/// What the host's kernel keeps for the files that a guest has looked up and not let go of, 2.5 KiB each, for each MiB of the guest's:
-/// 256 files for each of the first [`FILES_MEMORY_MIB`], 64 for each after that.
-const FILES_KIB: (u64, u64) = (640, 160);
-const FILES_MEMORY_MIB: u64 = 512;
 /// Threads of a VMM beside its vCPUs: the devices', and those of file requests that wait.
 const DEVICE_THREADS: u32 = 64;
 /// The period of a CPU quota where none is given, microseconds.
@@ -37,10 +35,9 @@ impl Limits {
     /// What a VM of this size may take at all, from its start on.
     #[must_use]
     pub(crate) fn of_vm(size: Size) -> Self {
-        let first = size.memory_mib.min(FILES_MEMORY_MIB);
-        let files_mib = (first * FILES_KIB.0 + (size.memory_mib - first) * FILES_KIB.1) / 1024;
+        let files_mib = (max_files(size.memory_mib) * FILE_BYTES).div_ceil(1 << 20);
         let overhead_mib = size.memory_mib / MEMORY_OVERHEAD_DIVISOR + MEMORY_OVERHEAD_MIB + files_mib;
-        let memory_mib = size.memory_mib + overhead_mib;
+        let memory_mib = size.memory_mib.saturating_add(overhead_mib);
         let memory = Self(vec![("memory.max", memory_mib.saturating_mul(1 << 20).to_string())]);
         Self([memory.0, Self::of_processes(size, 0).0].concat())
     }

@@ -8,6 +8,7 @@ fn files(limits: &Limits) -> Vec<(&'static str, &str)> {
 #[test]
 fn a_vm_may_take_its_memory_and_what_the_host_needs_for_it() {
     let limits = Limits::of_vm(Size { vcpus: 2, memory_mib: 512 });
+    // Its own, an eighth of that, 64 MiB, and 131,072 files of 2,560 bytes.
     let memory = ((512 + 64 + 64 + 320) << 20).to_string();
     assert_eq!(files(&limits), [("memory.max", memory.as_str()), ("pids.max", "66")]);
     assert_eq!(limits.controllers(), ["memory", "pids"]);

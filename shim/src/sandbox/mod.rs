@@ -108,6 +108,8 @@ impl Sandbox {
         if let Some(listener) = docker_listener {
             tokio::spawn(self.clone().export_docker(listener, guest.clone()));
         }
+        let asked = guest.clone();
+        tokio::spawn(async move { asked.serve_disk_request().await });
         let mut ended = guest.ended();
         let by_itself = tokio::select! {
             // The end of the VM first: it makes calls fail, and a Create that fails ends the sandbox.

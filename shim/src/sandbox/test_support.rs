@@ -4,11 +4,14 @@
 mod vmm;
 
 use super::cgroup::Cgroup;
+use super::docker::disk::LaterDisk;
 use super::guest::{Guest, Share};
 use super::membership::Kind as SandboxKind;
 use super::network::Network;
 use super::*;
+use crate::config::Config;
 use crate::io::Stdio;
+use crate::state::{ProcessId, StateDir};
 use crate::sync::lock;
 use crate::volume::{Capacity, VolumeName};
 use async_trait::async_trait;
@@ -28,7 +31,7 @@ use tokio::sync::mpsc;
 use ttrpc::r#async::transport::{Listener, Socket};
 use ttrpc::r#async::{Client, Server, TtrpcContext};
 use ttrpc::{Code, get_status};
-pub(crate) use vmm::descriptor_of;
+pub(crate) use vmm::{Disks, descriptor_of};
 
 /// Runs `test` in a mount namespace of its own, with a shared tree, and a root to serve beside it.
 pub(crate) fn in_namespace(test: impl FnOnce(&Path, &Path) + Send + 'static) {
@@ -98,6 +101,14 @@ fn namespaces(joins: Option<u32>) -> serde_json::Value {
     json!([{"type": "pid"}, {"type": "ipc", "path": path("ipc")}, {"type": "uts", "path": path("uts")}])
 }
 
+/// The budget for Docker disks, MiB; the sandbox's own has 64.
+pub(crate) const DISKS_MIB: u64 = 100;
+
+/// The state directory of the sandbox whose files are in `dir`.
+pub(crate) fn state(dir: &Path) -> StateDir {
+    StateDir::new(&dir.join("run"), "default", "c1")
+}
+
 /// What an exec is to run.
 pub(crate) const PROCESS: &[u8] = br#"{"args": ["true"]}"#;
 
@@ -129,6 +140,8 @@ pub(crate) struct Script {
     pub(crate) kind: Option<SandboxKind>,
     /// The VMM has a cgroup, which is a directory with these interface files: `cgroup/c1/vm` in the test's.
     pub(crate) cgroup_files: &'static [&'static str],
+    /// The VMM says that it does not take so many of the disks it is handed.
+    pub(crate) refused_disks: usize,
 }
 
 #[derive(Default, PartialEq, Eq)]
@@ -151,9 +164,20 @@ pub(crate) struct Scripted {
     exits: watch::Sender<HashMap<String, u32>>,
     exit_reported: watch::Sender<bool>,
     oom_kills: watch::Sender<u64>,
+    /// How often the guest has asked for a disk, and has been answered.
+    disk_requests: watch::Sender<usize>,
+    disk_answers: watch::Sender<Vec<String>>,
 }
 
 impl Scripted {
+    /// Asks for the Docker daemon's disk; the shim's answer.
+    pub(crate) async fn ask_for_disk(&self) -> String {
+        let mut answers = self.disk_answers.subscribe();
+        let answered = answers.borrow_and_update().len();
+        self.disk_requests.send_modify(|requests| *requests += 1);
+        answers.wait_for(|answers| answers.len() > answered).await.unwrap().last().unwrap().clone()
+    }
+
     pub(crate) fn calls(&self) -> Vec<String> {
         self.calls.borrow().clone()
     }
@@ -280,6 +304,22 @@ impl Agent for Handle {
         Ok(agent::WaitOomResponse { oom_kills: kills, ..Default::default() })
     }
 
+    async fn wait_disk(&self, _: &TtrpcContext, _: agent::Empty) -> ttrpc::Result<agent::Empty> {
+        let answered = self.0.disk_answers.borrow().len();
+        let mut requests = self.0.disk_requests.subscribe();
+        requests.wait_for(|requests| *requests > answered).await.unwrap();
+        self.0.answer("wait disk", "")
+    }
+
+    async fn answer_disk(
+        &self,
+        _: &TtrpcContext,
+        r: agent::AnswerDiskRequest,
+    ) -> ttrpc::Result<agent::Empty> {
+        self.0.disk_answers.send_modify(|answers| answers.push(r.refused));
+        Ok(agent::Empty::default())
+    }
+
     async fn signal_process(
         &self,
         _: &TtrpcContext,
@@ -327,12 +367,13 @@ pub(crate) struct Stage {
     pub(crate) agent: Arc<Scripted>,
     pub(crate) events: mpsc::Receiver<Envelope>,
     pub(crate) vmm: u32,
+    pub(crate) disks: Disks,
     _server: Server,
 }
 
 impl Stage {
     pub(crate) async fn new(dir: &Path, shared: &Path, script: Script) -> Self {
-        let refuses = script.refuses;
+        let (refuses, refused_disks) = (script.refuses, script.refused_disks);
         let kind = script.kind.unwrap_or(SandboxKind::Lone);
         let cgroup = (!script.cgroup_files.is_empty()).then(|| make_cgroup(dir, script.cgroup_files));
         let volume = VolumeName::parse("cache").ok().filter(|_| script.keeps_data);
@@ -345,6 +386,8 @@ impl Stage {
             exits: watch::channel(HashMap::new()).0,
             exit_reported: watch::channel(false).0,
             oom_kills: watch::channel(0).0,
+            disk_requests: watch::channel(0).0,
+            disk_answers: watch::channel(Vec::new()).0,
         });
         let (ours, theirs) = UnixStream::pair().unwrap();
         let one = futures::stream::once(async { Ok(theirs) });
@@ -353,20 +396,27 @@ impl Stage {
         server = server.add_listener(Listener::new(connections));
         server.start().await.unwrap();
 
-        let vm = vmm::spawn(dir, refuses);
+        let disks = Disks::default();
+        let vm = vmm::spawn(dir, refuses, refused_disks, disks.clone());
         let vmm = vm.pid();
+        let state = state(dir);
+        state.create().unwrap();
+        let record = Record { vmm: ProcessId::of(vmm.try_into().unwrap()).ok(), ..Record::default() };
+        state.save(&record).unwrap();
+        let config = Config { disk_dir: dir.join("disks"), docker_disks_mib: DISKS_MIB, ..Config::default() };
+        let disk = LaterDisk::of(&docker, &config, &state, &dir.join("run"));
         let guest = Guest::new(
             vm,
             AgentClient::new(Client::new(Socket::from(ours))),
             Some(docker),
             Network::new(1, true, None, NetworkMode::Namespace),
-            Share { size: Size { vcpus: 1, memory_mib: 256 }, cgroup, limits: Limits::default() },
+            Share { size: Size { vcpus: 1, memory_mib: 256 }, cgroup, limits: Limits::default(), disk },
         );
         let membership = Membership { id: "c1".into(), kind, shm: None };
         let (publisher, events) = Publisher::capture();
         let sandbox = Arc::new(Sandbox::new(membership, shared.into(), publisher));
         tokio::spawn(sandbox.clone().run(Arc::new(guest), None));
-        Self { sandbox, agent, events, vmm, _server: server }
+        Self { sandbox, agent, events, vmm, disks, _server: server }
     }
 
     /// The next event of this topic; those before it are dropped.

@@ -1,12 +1,21 @@
 //! virtio-blk (VIRTIO 1.2, 5.2): a disk that is a file or a block device of the host, raw.
 //!
+//! The disk may be empty at the boot: its capacity is 0, and reads and writes fail. A file is attached later ([`Slot`]), once;
+//! the driver is told of the new capacity.
+//!
 //! What goes wrong with a request is the request's status; it never ends the VM.
 
+mod slot;
+
+pub use slot::{AttachError, Slot};
+
 use super::buffer::Buffer;
-use super::{Chain, DeviceError, Queues, VirtioDevice, Watch};
+use super::{Chain, DeviceError, Queues, Shape, VirtioDevice, Watch};
 use nix::fcntl::{FallocateFlags, fallocate};
+use slot::Backing;
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use std::io;
+use std::os::fd::AsRawFd;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
@@ -15,6 +24,7 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::epoll::EventSet;
 
 /// Bytes of the sectors in which everything is counted (5.2.4).
 const SECTOR: u64 = 512;
@@ -29,16 +39,15 @@ const MAX_RANGE_SECTORS: u32 = 1 << 22;
 const ID_LEN: usize = VIRTIO_BLK_ID_BYTES as usize;
 /// Bytes of `struct virtio_blk_config` up to and with `write_zeroes_may_unmap`.
 const CONFIG_LEN: usize = 60;
+/// The one descriptor that is watched: a file has been attached.
+const ATTACHED: u32 = 0;
 
 /// The device.
 #[derive(Debug)]
 pub struct Blk {
-    file: File,
-    /// Bytes, whole sectors.
-    capacity: u64,
+    slot: Slot,
     read_only: bool,
     id: [u8; ID_LEN],
-    config: [u8; CONFIG_LEN],
 }
 
 /// What became of a request: `VIRTIO_BLK_S_*`.
@@ -88,14 +97,33 @@ impl Blk {
     /// A disk that is `file`, whose size is rounded down to sectors; `id` is its serial number, cut off at 20 bytes.
     ///
     /// # Errors
-    /// When the file's size cannot be had.
-    pub fn new(mut file: File, read_only: bool, id: &str) -> io::Result<Self> {
-        // By seeking, because a block device has no length in its metadata.
-        let capacity = file.seek(SeekFrom::End(0))? / SECTOR * SECTOR;
+    /// When the file's size cannot be had, or no descriptor is left.
+    pub fn new(file: File, read_only: bool, id: &str) -> io::Result<Self> {
+        let disk = Self::empty(read_only, id)?;
+        disk.slot.fill(Backing::new(file)?);
+        Ok(disk)
+    }
+
+    /// A disk without a file.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn empty(read_only: bool, id: &str) -> io::Result<Self> {
         let mut id_bytes = [0; ID_LEN];
         id_bytes.iter_mut().zip(id.bytes()).for_each(|(place, byte)| *place = byte);
-        let config = config(capacity / SECTOR);
-        Ok(Self { file, capacity, read_only, id: id_bytes, config })
+        Ok(Self { slot: Slot::new(read_only)?, read_only, id: id_bytes })
+    }
+
+    /// The handle to attach a file to it.
+    #[must_use]
+    pub fn slot(&self) -> Slot {
+        self.slot.clone()
+    }
+
+    /// What the driver is told, for [`Machine::add_parts`](crate::machine::Machine::add_parts): the capacity may change.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        Shape { config: self.slot.config(), ..Shape::of(self) }
     }
 
     /// Serves one chain; returns the bytes written to it.
@@ -124,21 +152,23 @@ impl Blk {
         match request.kind {
             VIRTIO_BLK_T_IN => {
                 let length = data_in.len();
-                let offset = self.place(request.sector, length)?;
-                data_in.read_from(&self.file, offset)?;
+                let backing = self.backing()?;
+                let offset = backing.place(request.sector, length)?;
+                data_in.read_from(&backing.file, offset)?;
                 Ok(length)
             }
             VIRTIO_BLK_T_OUT => {
                 self.check_writable()?;
-                let offset = self.place(request.sector, data_out.len())?;
-                data_out.write_to(&self.file, offset)?;
+                let backing = self.backing()?;
+                let offset = backing.place(request.sector, data_out.len())?;
+                data_out.write_to(&backing.file, offset)?;
                 Ok(0)
             }
-            VIRTIO_BLK_T_FLUSH => self.file.sync_data().map(|()| 0).map_err(Status::from),
+            VIRTIO_BLK_T_FLUSH => self.backing()?.file.sync_data().map(|()| 0).map_err(Status::from),
             VIRTIO_BLK_T_GET_ID => Ok(data_in.copy_from(&self.id)),
             VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
                 self.check_writable()?;
-                self.punch(&data_out)?;
+                self.backing()?.punch(&data_out)?;
                 Ok(0)
             }
             _ => Err(Status::Unsupported),
@@ -149,6 +179,12 @@ impl Blk {
         if self.read_only { Err(Status::IoError) } else { Ok(()) }
     }
 
+    fn backing(&self) -> Result<&Backing, Status> {
+        self.slot.backing().ok_or(Status::IoError)
+    }
+}
+
+impl Backing {
     /// The offset in the file of `length` bytes, whole sectors inside of the disk, from `sector` on.
     fn place(&self, sector: u64, length: usize) -> Result<u64, Status> {
         let length = length as u64;
@@ -225,12 +261,10 @@ impl VirtioDevice for Blk {
         &QUEUE_SIZES
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
-    }
-
     fn activate(&mut self, _: u64) -> Result<Vec<Watch>, DeviceError> {
-        Ok(Vec::new())
+        // A file that was attached before the driver was ready is told of then: the driver may have looked before.
+        let fd = self.slot.wake().as_raw_fd();
+        Ok(vec![Watch::Set { fd, token: ATTACHED, events: EventSet::IN }])
     }
 
     fn notified(&mut self, index: usize, queues: &mut Queues) -> Result<(), DeviceError> {
@@ -242,6 +276,14 @@ impl VirtioDevice for Blk {
         Ok(())
     }
 
+    fn ready(&mut self, _: u32, _: EventSet, queues: &mut Queues) -> Result<Vec<Watch>, DeviceError> {
+        // An error says that another event has taken it.
+        let _ = self.slot.wake().read();
+        queues.config_changed()?;
+        Ok(Vec::new())
+    }
+
+    /// The file stays.
     fn reset(&mut self) {}
 }
 

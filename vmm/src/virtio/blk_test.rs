@@ -40,10 +40,16 @@ impl Disk {
     }
 }
 
+fn configuration(blk: &Blk) -> [u8; CONFIG_LEN] {
+    let mut config = [0xff; CONFIG_LEN];
+    blk.shape().config.read(0, &mut config);
+    config
+}
+
 #[test]
 fn the_configuration_tells_size_and_limits() {
     let disk = Disk::new(false);
-    let config = disk.blk.config();
+    let config = configuration(&disk.blk);
     assert_eq!(config[..8], SECTORS.to_le_bytes());
     assert_eq!(config[12..16], MAX_SEGMENTS.to_le_bytes());
     assert_eq!(config[20..24], 512u32.to_le_bytes());
@@ -188,6 +194,68 @@ fn a_chain_without_header_or_status_breaks_the_protocol() {
         let mut disk = Disk::new(false);
         let error = disk.guest.run(&mut disk.blk, 0, parts).unwrap_err();
         assert!(matches!(error, DeviceError::Driver(_)), "{error}");
+    }
+}
+
+#[test]
+fn a_disk_without_a_file_fails_requests_until_it_has_one_and_then_works() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(SECTORS * 512).unwrap();
+    let mut blk = Blk::empty(false, "a serial number").unwrap();
+    let guest = Guest::new(&mut blk);
+    let mut disk = Disk { blk, guest, file };
+    assert_eq!(configuration(&disk.blk)[..8], [0; 8]);
+    let range = [&8u64.to_le_bytes()[..], &8u32.to_le_bytes(), &[0; 4]].concat();
+    disk.guest.put(BUFFER, &range);
+    let requests: [(u32, &[Part]); 5] = [
+        (VIRTIO_BLK_T_IN, &[(BUFFER + 0x1000, 512, true)]),
+        (VIRTIO_BLK_T_OUT, &[(BUFFER + 0x2000, 512, false)]),
+        (VIRTIO_BLK_T_FLUSH, &[]),
+        (VIRTIO_BLK_T_DISCARD, &[(BUFFER, 16, false)]),
+        (VIRTIO_BLK_T_WRITE_ZEROES, &[(BUFFER, 16, false)]),
+    ];
+    for (kind, data) in requests {
+        assert_eq!(disk.request(kind, 0, data), (VIRTIO_BLK_S_IOERR, 1), "{kind}");
+    }
+    assert_eq!(disk.request(VIRTIO_BLK_T_GET_ID, 0, &[(BUFFER + 0x1000, 20, true)]), (VIRTIO_BLK_S_OK, 21));
+    // What is beyond the end of no disk is no read of nothing either.
+    assert_eq!(disk.request(VIRTIO_BLK_T_IN, 0, &[]), (VIRTIO_BLK_S_IOERR, 1));
+
+    disk.blk.slot().attach(disk.file.try_clone().unwrap()).unwrap();
+    assert_eq!(configuration(&disk.blk)[..8], SECTORS.to_le_bytes());
+    for (kind, data) in requests {
+        let written = if kind == VIRTIO_BLK_T_IN { 513 } else { 1 };
+        assert_eq!(disk.request(kind, 0, data), (VIRTIO_BLK_S_OK, written), "{kind}");
+    }
+    // A reset takes nothing back.
+    disk.blk.reset();
+    assert_eq!(disk.request(VIRTIO_BLK_T_IN, 0, &[(BUFFER, 512, true)]), (VIRTIO_BLK_S_OK, 513));
+}
+
+#[test]
+fn the_driver_is_told_of_a_file_that_is_attached_before_and_after_it_is_ready() {
+    for before in [true, false] {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(512).unwrap();
+        let mut blk = Blk::empty(false, "").unwrap();
+        let slot = blk.slot();
+        let attach = || slot.attach(file.try_clone().unwrap()).unwrap();
+        if before {
+            attach();
+        }
+        let watches = blk.activate(0).unwrap();
+        let fd = slot.wake().as_raw_fd();
+        assert_eq!(watches, [Watch::Set { fd, token: ATTACHED, events: EventSet::IN }]);
+        let mut guest = Guest::new(&mut blk);
+        if !before {
+            attach();
+        }
+        assert_eq!(slot.wake().read().unwrap(), 1, "before: {before}");
+        slot.wake().write(1).unwrap();
+        assert!(guest.line.read().is_err());
+        blk.ready(ATTACHED, EventSet::IN, &mut guest.queues).unwrap();
+        assert_eq!(guest.line.read().unwrap(), 1);
+        assert!(slot.wake().read().is_err(), "it is told once");
     }
 }
 

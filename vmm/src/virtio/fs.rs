@@ -34,7 +34,11 @@
 //! Leave the tree: names of several components and `..` are refused before the server sees them, symbolic links are never
 //! followed on the host, file handles are not used, and links or renames from one mount to another fail with `EXDEV`.
 //! Change a request after it was checked: it is copied first. Use more than its share: requests under way are limited by
-//! the queues' sizes, descriptors by `RLIMIT_NOFILE` (the guest gets `ENFILE`), memory by the largest request.
+//! the queues' sizes, files that it has looked up or open by its memory ([`max_files`]), memory by the largest request.
+//!
+//! **At the limit of files** a request for one more is answered with `ENFILE`, one that would make a file before it has made
+//! it, and all others are served. Nothing waits. There is room again as soon as the guest forgets or closes a file; a Linux
+//! guest forgets by itself when it wants memory back, or when its user drops its caches.
 
 mod memory;
 mod pool;
@@ -42,6 +46,7 @@ mod request;
 mod tree;
 
 use super::{Chain, DeviceError, Queues, VirtioDevice, Watch};
+use lazaret_vmm_wire::max_files;
 use memory::Window;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pool::{Job, Pool};
@@ -64,10 +69,9 @@ const HIPRIO: usize = 0;
 const REQUESTS: usize = 1;
 /// The request queue holds the 256 pages of a 1 MiB transfer and its headers.
 const QUEUE_SIZES: [u16; 2] = [128, 1024];
-/// Open files wanted, when this process may have so many: the guest's cached inodes cost one each.
-const OPEN_FILES: u64 = 1 << 20;
-/// Descriptors that are not the guest's files: the VMM's own, its vsock connections, a request's temporary ones.
-const RESERVED_FILES: u64 = 1024;
+/// Descriptors that are not the guest's files: 1,024 of vsock connections, up to 254 of vCPUs, some 30 of each network
+/// interface's slot, and those that a request has open for its duration (three on each of the five threads).
+const RESERVED_FILES: u64 = 2048;
 const COMPLETION: u32 = 0;
 /// A request that takes longer is slow: it waited for the disk, and the requests after it may wait too.
 const SLOW_REQUEST: Duration = Duration::from_millis(1);
@@ -94,7 +98,7 @@ pub struct FsDevice {
     config: [u8; TAG_MAX + 4],
     root: PathBuf,
     proc_self_fd: File,
-    /// Descriptors the guest may make us hold.
+    /// Files the guest may hold, each of which is a descriptor of this process.
     descriptors: u64,
     completion: EventFd,
     session: Option<Session>,
@@ -113,14 +117,19 @@ struct Session {
 }
 
 impl FsDevice {
-    /// A device that will serve the directory `root` under the name `tag`; `proc_self_fd` is the directory of this
-    /// process's own descriptors.
+    /// A device that will serve the directory `root` under the name `tag`, of whose files the guest may hold as many as
+    /// `memory_mib` of guest memory allow; `proc_self_fd` is the directory of this process's own descriptors.
     ///
     /// # Errors
     /// See [`FsError`].
-    pub fn new(tag: &str, root: impl Into<PathBuf>, proc_self_fd: File) -> Result<Self, FsError> {
-        let limit = raise_open_files()?;
-        Self::with_descriptors(tag, root.into(), proc_self_fd, limit - RESERVED_FILES.min(limit / 2))
+    pub fn new(
+        tag: &str,
+        root: impl Into<PathBuf>,
+        proc_self_fd: File,
+        memory_mib: u32,
+    ) -> Result<Self, FsError> {
+        let files = raise_open_files(memory_mib)?;
+        Self::with_descriptors(tag, root.into(), proc_self_fd, files)
     }
 
     fn with_descriptors(
@@ -282,21 +291,21 @@ pub fn own_descriptors() -> Result<File, FsError> {
         .map_err(FsError::Proc)
 }
 
-/// Raises the limit of open files as far as it goes; returns it.
+/// Raises this process's limit of open files to what a guest of `memory_mib` may hold and what the VMM needs besides; returns
+/// how many the guest may hold: fewer where the host does not allow so many.
 ///
 /// # Errors
 /// [`FsError::Limit`].
-pub fn raise_open_files() -> Result<u64, FsError> {
+pub fn raise_open_files(memory_mib: u32) -> Result<u64, FsError> {
+    let files = max_files(memory_mib.into());
+    let wanted = files + RESERVED_FILES;
     let raise = || -> nix::Result<u64> {
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-        if soft >= OPEN_FILES {
-            return Ok(soft);
-        }
-        if setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, hard.max(OPEN_FILES)).is_ok() {
-            return Ok(OPEN_FILES);
+        if soft >= wanted || setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted)).is_ok() {
+            return Ok(files);
         }
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-        Ok(hard)
+        Ok(files.min(hard - RESERVED_FILES.min(hard / 2)))
     };
     raise().map_err(|errno| FsError::Limit(errno.into()))
 }

@@ -11,20 +11,27 @@
 
 mod channel;
 mod descriptors;
+mod files;
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 pub use channel::{Channel, ChannelError, MAX_DESCRIPTORS, MAX_PACKET};
 pub use descriptors::{DescriptorError, Descriptors, Name};
+pub use files::{FILE_BYTES, max_files};
 
 /// What the shim asks of the VMM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// Builds and runs the VM; sent once, first. Descriptors: [`Name::Kvm`], [`Name::Kernel`], [`Name::ConsoleLog`], and
-    /// [`Name::Disk`] for each of [`VmConfig::disks`].
+    /// [`Name::Disk`] for each of [`VmConfig::disks`] that is not [`Disk::empty`].
     Boot(VmConfig),
+    /// Attaches a file to a disk that is [`Disk::empty`]; the guest is told of its capacity. [`Name::Disk`] with the disk's
+    /// index in [`VmConfig::disks`] rides along: a file or block device of at least a sector, open for reading and, unless the
+    /// disk is read only, writing. The answer is an [`Event::Disk`]. A disk keeps its file to the end of the VM: a second one
+    /// is refused.
+    AttachDisk { index: u8 },
     /// Connects [`Name::Stream`], which rides along, to the guest's vsock `port`. There is no answer: a guest that
     /// refuses shows as end of file on that socket.
     Connect { port: u32 },
@@ -54,6 +61,8 @@ pub enum Event {
     Running,
     /// The guest connected to one of [`Vsock::accept`], for the first and last time; [`Name::Stream`] rides along.
     Incoming { port: u32 },
+    /// What has become of a [`Request::AttachDisk`].
+    Disk { index: u8, state: DiskState },
     /// What has become of the network interface in a slot.
     Nic { slot: u8, state: NicState },
     /// No vCPU is in the guest, and none enters it before [`Request::Resume`].
@@ -128,6 +137,18 @@ pub enum NicState {
 #[serde(deny_unknown_fields)]
 pub struct Disk {
     pub read_only: bool,
+    /// The guest finds it with a capacity of 0, and its reads and writes fail, until [`Request::AttachDisk`].
+    pub empty: bool,
+}
+
+/// What has become of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum DiskState {
+    /// It has its file.
+    Attached,
+    /// The request was not done; one line that says why. The disk is what it was before.
+    Refused(String),
 }
 
 /// A virtio-fs export.

@@ -1,5 +1,6 @@
 //! The private Docker daemon, as far as the host has a part in it: whether there is one, its disk and its socket.
 
+pub(in crate::sandbox) mod disk;
 pub(in crate::sandbox) mod socket;
 
 use crate::config::{Config, DOCKER_DISK_MIB};

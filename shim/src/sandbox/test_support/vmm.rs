@@ -1,18 +1,24 @@
 //! A VMM that runs no VM.
 
 use super::super::vm::{Place, Vm};
+use crate::sync::lock;
 use lazaret_agent_api::agent::stream_header::Kind;
 use lazaret_agent_api::{Ack, DOCKER_PORT, decode_header};
-use lazaret_vmm_wire::{Cause, Channel, Event as VmEvent, Name, Request, Stopped};
-use std::fs;
+use lazaret_vmm_wire::{Cause, Channel, DiskState, Event as VmEvent, Name, Request, Stopped};
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
-/// A VMM that runs no VM: a process that only is there, and its end of the channel answered from here.
-pub(super) fn spawn(dir: &Path, refuses: Option<Kind>) -> Vm {
+/// The disks that a VMM was handed: the index and the file of each.
+pub(crate) type Disks = Arc<Mutex<Vec<(u8, File)>>>;
+
+/// A VMM that runs no VM: a process that only is there, and its end of the channel answered from here. Of the disks it is handed it
+/// says of the first `refused_disks` that it does not take them.
+pub(super) fn spawn(dir: &Path, refuses: Option<Kind>, mut refused_disks: usize, disks: Disks) -> Vm {
     let binary = dir.join("vmm");
     fs::write(&binary, "#!/bin/sh\nexec sleep 1000\n").unwrap();
     fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
@@ -25,6 +31,18 @@ pub(super) fn spawn(dir: &Path, refuses: Option<Kind>) -> Vm {
         while let Ok((request, descriptors)) = channel.receive::<Request>() {
             match request {
                 Request::Boot(_) | Request::PlugNic { .. } | Request::UnplugNic { .. } => {}
+                Request::AttachDisk { index } => {
+                    let file = descriptors.only(Name::Disk(index)).unwrap();
+                    lock(&disks).push((index, file.into()));
+                    let state = match refused_disks.checked_sub(1) {
+                        None => DiskState::Attached,
+                        Some(left) => {
+                            refused_disks = left;
+                            DiskState::Refused("it is not taken".into())
+                        }
+                    };
+                    let _ = channel.send(&VmEvent::Disk { index, state }, &[]);
+                }
                 Request::Pause => _ = channel.send(&VmEvent::Paused, &[]),
                 Request::Resume => _ = channel.send(&VmEvent::Resumed, &[]),
                 Request::Connect { port: DOCKER_PORT } => {

@@ -5,6 +5,7 @@
 //! ```
 
 use super::{ExitReport, Incoming, Place, Vm, VmError, open_namespace};
+use crate::budget::BudgetError;
 use crate::config::Config;
 use crate::error::Error;
 use crate::guest_files::{GuestFileError, open_image, open_kernel};
@@ -12,6 +13,7 @@ use crate::network::Journal;
 use crate::sandbox::cgroup::{self, Cgroup, CgroupError};
 use crate::sandbox::container::spec::NetworkNamespace;
 use crate::sandbox::docker::Docker;
+use crate::sandbox::docker::disk::{DATA_DISK, DiskError, LaterDisk, open_volume};
 use crate::sandbox::docker::socket as docker_socket;
 use crate::sandbox::guest::{Guest, Share};
 use crate::sandbox::limits::Limits;
@@ -19,7 +21,7 @@ use crate::sandbox::network::mode::{NetworkMode, is_host};
 use crate::sandbox::network::{NIC_SLOTS, Network};
 use crate::sandbox::sizing::Size;
 use crate::state::{ProcessId, Record, STATE_ROOT, StateDir};
-use crate::volume::{VolumeError, Volumes, nameless};
+use crate::volume::VolumeError;
 use lazaret_agent_api::agent::ConfigureRequest;
 use lazaret_agent_api::agent_ttrpc::AgentClient;
 use lazaret_agent_api::{AGENT_PORT, GUEST_CID, SHARED_TAG};
@@ -70,10 +72,8 @@ pub enum LaunchError {
     Kvm(io::Error),
     #[error("the guest's {key}: {source}; install lazaret's guest files, or set {key} in config.toml")]
     GuestFile { key: &'static str, source: GuestFileError },
-    #[error("a disk for the sandbox in {}: {source}; set disk_dir in config.toml", directory.display())]
-    Disk { directory: PathBuf, source: io::Error },
     #[error(transparent)]
-    Volume(#[from] VolumeError),
+    Disk(#[from] DiskError),
     #[error("the Docker socket {}: {source}", path.display())]
     DockerSocket { path: PathBuf, source: io::Error },
     #[error("lazaret-vmm is neither beside the shim nor in PATH; install it, or set vmm in config.toml")]
@@ -107,12 +107,12 @@ impl From<LaunchError> for Error {
             LaunchError::Cgroup(
                 CgroupError::Escapes(_) | CgroupError::Systemd(_) | CgroupError::Limit { .. },
             ) => Self::InvalidArgument(line),
-            LaunchError::Volume(VolumeError::Size { .. }) => Self::InvalidArgument(line),
-            LaunchError::Volume(VolumeError::Os { .. }) => Self::Internal(line),
+            LaunchError::Disk(DiskError::Volume(VolumeError::Size { .. })) => Self::InvalidArgument(line),
+            LaunchError::Disk(DiskError::Volume(VolumeError::Os { .. })) => Self::Internal(line),
             LaunchError::KvmAbsent
             | LaunchError::Kvm(_)
             | LaunchError::GuestFile { .. }
-            | LaunchError::Volume(_)
+            | LaunchError::Disk(DiskError::Volume(_) | DiskError::Budget(BudgetError::Exceeded { .. }))
             | LaunchError::VmmAbsent
             | LaunchError::Vm(VmError::Spawn { .. }) => Self::FailedPrecondition(line),
             LaunchError::Silent(..) => Self::DeadlineExceeded(line),
@@ -142,8 +142,8 @@ pub(in crate::sandbox) async fn launch(
     let base = open_image(&plan.config.base_image).map_err(unfit("base_image"))?;
     let disks_begun = Instant::now();
     let docker = match &plan.docker {
-        Some(docker) => Some(docker_disks(docker, plan, record).await?),
-        None => None,
+        Some(docker) => docker_disks(docker, plan, record).await?,
+        None => Vec::new(),
     };
     let disks = disks_begun.elapsed().as_micros();
     let log_path = plan.state.console_log();
@@ -164,8 +164,7 @@ pub(in crate::sandbox) async fn launch(
             (Name::ConsoleLog, console.as_fd()),
             (Name::Disk(0), base.as_fd()),
         ];
-        let docker = (1..).zip(docker.iter().flatten());
-        descriptors.extend(docker.map(|(index, disk)| (Name::Disk(index), disk.as_fd())));
+        descriptors.extend(docker.iter().map(|(name, disk)| (*name, disk.as_fd())));
         vm.boot(vm_config(plan), &descriptors).await?;
         let spawned = begun.elapsed();
         let stream = dialled(plan, &vm, &mut incoming).await?;
@@ -193,7 +192,11 @@ pub(in crate::sandbox) async fn launch(
             };
             let (queue_pairs, mode) = (vm_config(plan).queue_pairs(), plan.network_mode.clone());
             let network = Network::new(queue_pairs, plan.config.anti_spoofing, journal, mode);
-            let share = Share { size: plan.size, cgroup, limits: plan.limits.clone() };
+            let disk = plan
+                .docker
+                .as_ref()
+                .and_then(|docker| LaterDisk::of(docker, &plan.config, &plan.state, Path::new(STATE_ROOT)));
+            let share = Share { size: plan.size, cgroup, limits: plan.limits.clone(), disk };
             Ok((Guest::new(vm, agent, plan.docker.clone(), network, share), listener))
         }
         Err(error) => {
@@ -214,24 +217,22 @@ pub(in crate::sandbox) async fn launch(
     }
 }
 
-/// The disks of the private Docker daemon: its image, and its data's. The VMM is to be the last that has them open, so that
-/// a volume is free again with its end.
-async fn docker_disks(docker: &Docker, plan: &Plan, record: &mut Record) -> Result<[File; 2], LaunchError> {
+/// The disks of the private Docker daemon that are there from the boot on: its image, and its data's if that is a volume. The
+/// VMM is to be the last that has them open, so that a volume is free again with its end.
+async fn docker_disks(
+    docker: &Docker,
+    plan: &Plan,
+    record: &mut Record,
+) -> Result<Vec<(Name, File)>, LaunchError> {
     let image = open_image(&plan.config.docker_image)
         .map_err(|source| LaunchError::GuestFile { key: "docker_image", source })?;
-    let directory = &plan.config.disk_dir;
-    let disk = match &docker.volume {
-        Some(name) => {
-            let volumes = Volumes::new(directory, Path::new(STATE_ROOT));
-            let disk = volumes.acquire(name, docker.capacity).await?;
-            record.docker_volume = Some(volumes.path(name));
-            plan.state.save(record)?;
-            disk
-        }
-        None => nameless(directory, docker.capacity.mib())
-            .map_err(|source| LaunchError::Disk { directory: directory.clone(), source })?,
-    };
-    Ok([image, disk])
+    let mut disks = vec![(Name::Disk(DATA_DISK - 1), image)];
+    if let Some(name) = &docker.volume {
+        let root = Path::new(STATE_ROOT);
+        let volume = open_volume(name, docker, &plan.config, &plan.state, root, record).await?;
+        disks.push((Name::Disk(DATA_DISK), volume));
+    }
+    Ok(disks)
 }
 
 fn docker_listener(state: &StateDir) -> Result<UnixListener, LaunchError> {
@@ -242,9 +243,10 @@ fn docker_listener(state: &StateDir) -> Result<UnixListener, LaunchError> {
 fn vm_config(plan: &Plan) -> VmConfig {
     let extra = plan.config.kernel_args.trim();
     // The guest counts on this order.
-    let mut disks = vec![Disk { read_only: true }];
-    if plan.docker.is_some() {
-        disks.extend([Disk { read_only: true }, Disk { read_only: false }]);
+    let image = Disk { read_only: true, empty: false };
+    let mut disks = vec![image.clone()];
+    if let Some(docker) = &plan.docker {
+        disks.extend([image, Disk { read_only: false, empty: docker.volume.is_none() }]);
     }
     VmConfig {
         vcpus: u8::try_from(plan.size.vcpus).unwrap_or(u8::MAX),

@@ -9,7 +9,7 @@ pub(in crate::sandbox) mod launch;
 mod supervisor;
 
 pub(crate) use exit_report::ExitReport;
-use lazaret_vmm_wire::{Channel, ChannelError, Event, Name, Nic, NicState, Request, VmConfig};
+use lazaret_vmm_wire::{Channel, ChannelError, DiskState, Event, Name, Nic, NicState, Request, VmConfig};
 use nix::sched::{CloneFlags, unshare};
 use std::collections::HashMap;
 use std::io;
@@ -30,7 +30,7 @@ use tokio::sync::{Notify, mpsc, watch};
 const CONTROL_FD: i32 = 3;
 /// How long the VMM may take to end after it was asked to, or after it said that the VM is gone.
 const END_TIMEOUT: Duration = if cfg!(test) { Duration::from_secs(1) } else { Duration::from_secs(5) };
-/// How long the VMM may take to plug or unplug a network interface, to pause or to resume.
+/// How long the VMM may take to plug or unplug a network interface, to attach a disk, to pause or to resume.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a VM is spawned into.
@@ -51,6 +51,8 @@ pub enum VmError {
     Channel(#[from] ChannelError),
     #[error("slot {slot} of the VM: {reason}")]
     Nic { slot: u8, reason: String },
+    #[error("disk {index} of the VM: {reason}")]
+    Disk { index: u8, reason: String },
     #[error("cannot {what} the VM: {reason}")]
     Pause { what: &'static str, reason: String },
     #[error("{0}")]
@@ -68,6 +70,8 @@ pub(crate) struct Vm {
     kill: Arc<Notify>,
     /// What the VMM last said of each of its slots for network interfaces.
     nics: Arc<watch::Sender<HashMap<u8, NicState>>>,
+    /// What the VMM last said of each of its disks.
+    disks: Arc<watch::Sender<HashMap<u8, DiskState>>>,
     /// The VMM's answer to the last request to pause or to resume.
     paused: Arc<watch::Sender<Option<Event>>>,
     network_namespace: Arc<OwnedFd>,
@@ -109,6 +113,7 @@ impl Vm {
         // SAFETY: a channel keeps its descriptor open for as long as it lives, and hands it out only borrowed.
         let channel = Arc::new(unsafe { AsyncFd::register(ours) }.map_err(io::Error::from)?);
         let nics = Arc::new(watch::channel(HashMap::new()).0);
+        let disks = Arc::new(watch::channel(HashMap::new()).0);
         let paused = Arc::new(watch::channel(None).0);
         let (ended_to, ended) = watch::channel(None);
         let (reaped_to, reaped) = watch::channel(false);
@@ -119,10 +124,11 @@ impl Vm {
             ended: ended_to,
             incoming: incoming_to,
             nics: nics.clone(),
+            disks: disks.clone(),
             paused: paused.clone(),
         };
         tokio::spawn(supervisor.run(child, reaped_to, kill.clone()));
-        Ok((Self { pid, channel, ended, reaped, kill, nics, paused, network_namespace }, incoming))
+        Ok((Self { pid, channel, ended, reaped, kill, nics, disks, paused, network_namespace }, incoming))
     }
 
     /// The VMM's pid on the host, which stands for the sandbox.
@@ -195,23 +201,46 @@ impl Vm {
         request: &Request,
         queues: &[(Name, BorrowedFd<'_>)],
     ) -> Result<NicState, VmError> {
-        self.nics.send_modify(|nics| _ = nics.remove(&slot));
-        let (mut nics, mut ended) = (self.nics.subscribe(), self.ended());
-        self.send(request, queues).await?;
+        let answer = self.change(&self.nics, slot, request, queues).await?;
+        answer.map_err(|reason| VmError::Nic { slot, reason })
+    }
+
+    /// Attaches a file to a disk that has none, and waits until the disk has it.
+    ///
+    /// # Errors
+    /// [`VmError::Disk`] when the VMM refuses or does not answer; [`VmError::Channel`] when it is gone.
+    pub(crate) async fn attach_disk(&self, index: u8, file: BorrowedFd<'_>) -> Result<(), VmError> {
+        let request = Request::AttachDisk { index };
+        let answer = self.change(&self.disks, index, &request, &[(Name::Disk(index), file)]).await?;
+        match answer {
+            Ok(DiskState::Attached) => Ok(()),
+            Ok(DiskState::Refused(reason)) | Err(reason) => Err(VmError::Disk { index, reason }),
+        }
+    }
+
+    /// Sends a request, and waits for what the VMM says in `states` of the device with this `number`. The inner error is why
+    /// it says nothing.
+    async fn change<T: Clone>(
+        &self,
+        states: &watch::Sender<HashMap<u8, T>>,
+        number: u8,
+        request: &Request,
+        descriptors: &[(Name, BorrowedFd<'_>)],
+    ) -> Result<Result<T, String>, VmError> {
+        states.send_modify(|states| _ = states.remove(&number));
+        let (mut states, mut ended) = (states.subscribe(), self.ended());
+        self.send(request, descriptors).await?;
         let answer = async {
             tokio::select! {
-                nics = nics.wait_for(|nics| nics.contains_key(&slot)) => nics.ok()?.get(&slot).cloned(),
+                states = states.wait_for(|states| states.contains_key(&number)) => states.ok()?.get(&number).cloned(),
                 _ = ended.wait_for(Option::is_some) => None,
             }
         };
-        let failed = |reason: String| VmError::Nic { slot, reason };
-        match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+        Ok(match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
             Ok(Some(state)) => Ok(state),
-            Ok(None) => Err(failed("the VM has ended".into())),
-            Err(_) => {
-                Err(failed(format!("lazaret-vmm does not answer within {} s", ANSWER_TIMEOUT.as_secs())))
-            }
-        }
+            Ok(None) => Err("the VM has ended".into()),
+            Err(_) => Err(format!("lazaret-vmm does not answer within {} s", ANSWER_TIMEOUT.as_secs())),
+        })
     }
 
     /// Takes the vCPUs out of the guest, and waits until they are. One request at a time.

@@ -2,7 +2,7 @@
 
 use super::exit_report::ExitReport;
 use super::{END_TIMEOUT, Incoming};
-use lazaret_vmm_wire::{Cause, Channel, ChannelError, Descriptors, Event, Name, NicState};
+use lazaret_vmm_wire::{Cause, Channel, ChannelError, Descriptors, DiskState, Event, Name, NicState};
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -20,6 +20,7 @@ pub(super) struct Supervisor {
     pub ended: watch::Sender<Option<ExitReport>>,
     pub incoming: mpsc::Sender<Incoming>,
     pub nics: Arc<watch::Sender<HashMap<u8, NicState>>>,
+    pub disks: Arc<watch::Sender<HashMap<u8, DiskState>>>,
     pub paused: Arc<watch::Sender<Option<Event>>>,
 }
 
@@ -93,6 +94,7 @@ impl Supervisor {
                 log::debug!("network interface {slot}: {state:?}");
                 self.nics.send_modify(|nics| _ = nics.insert(slot, state));
             }
+            Event::Disk { index, state } => self.disks.send_modify(|disks| _ = disks.insert(index, state)),
             answer @ (Event::Paused | Event::PauseRefused(_) | Event::Resumed | Event::ResumeRefused(_)) => {
                 self.paused.send_replace(Some(answer));
             }

@@ -16,6 +16,8 @@ use vmm_sys_util::eventfd::EventFd;
 /// Two regions side by side, so that a buffer can lie across the border.
 pub(super) const BORDER: u64 = 8 << 20;
 pub(super) const MEMORY_END: u64 = 16 << 20;
+/// That of a small guest, whose files are what the tests may hold.
+const MEMORY_MIB: u32 = 128;
 const REQUEST_AT: u64 = 1 << 20;
 const REPLY_AT: u64 = 4 << 20;
 /// Bytes of reply a call has room for unless it says otherwise.
@@ -205,7 +207,7 @@ impl Guest {
 
 /// A device for `root`, in no jail.
 pub(super) fn unjailed(tag: &str, root: impl Into<PathBuf>) -> Result<FsDevice, FsError> {
-    FsDevice::new(tag, root, own_descriptors()?)
+    FsDevice::new(tag, root, own_descriptors()?, MEMORY_MIB)
 }
 
 /// Whether the test may do what only root may; says so when it is left out.

@@ -2,6 +2,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "sizes a test chose")]
 
 use super::guest::{Buffer, Guest, MEMORY_END, c, unjailed};
+use super::{FsDevice, own_descriptors};
 use crate::virtio::{DeviceError, VirtioDevice};
 use nix::poll::PollTimeout;
 use std::fs;
@@ -284,6 +285,60 @@ fn offering_one_chain_many_times_serves_it_so_often_and_holds_no_more_than_a_que
     }
     assert_eq!(guest.device.under_way, [0, 0]);
     assert_alive(&mut guest);
+}
+
+#[test]
+fn at_the_limit_of_files_nothing_more_is_made_and_what_is_forgotten_is_room_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let count = || fs::read_dir(dir.path()).unwrap().count();
+    // Above the descriptors of this process and of the tests beside this one.
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap().count() as u64 + 1000;
+    for number in 0..descriptors {
+        fs::write(dir.path().join(number.to_string()), b"f").unwrap();
+    }
+    let files = count();
+    let own = own_descriptors().unwrap();
+    let device = FsDevice::with_descriptors("test", dir.path().into(), own, descriptors).unwrap();
+    let mut guest = Guest::silent(device);
+    guest.init().unwrap();
+
+    for round in 0..3 {
+        let mut nodes = Vec::new();
+        let errno = loop {
+            match guest.lookup(ROOT_ID, &nodes.len().to_string()) {
+                Ok(found) => nodes.push(found.nodeid),
+                Err(errno) => break errno,
+            }
+            // Whenever a file cannot be made, it is not made, and nothing of it is held: see the last line of a round.
+            if let Ok((made, handle)) = guest.create(ROOT_ID, "made", 0o600) {
+                forget(&mut guest, made.nodeid);
+                guest
+                    .ask(Opcode::Release, made.nodeid, &[handle, 0, 0].map(u64::to_le_bytes).concat())
+                    .unwrap();
+                fs::remove_file(dir.path().join("made")).unwrap();
+            }
+            assert_eq!(count(), files, "with {} files in round {round}", nodes.len());
+        };
+        assert_eq!(errno, libc::ENFILE);
+        let named = [&[0; 8][..], b"new\0"].concat();
+        for (opcode, body) in [(Opcode::Mkdir, &named[..]), (Opcode::Symlink, b"new\0to\0")] {
+            assert_eq!(guest.ask(opcode, ROOT_ID, body).unwrap_err(), libc::ENFILE);
+        }
+        assert_eq!(guest.create(ROOT_ID, "made", 0o600).unwrap_err(), libc::ENFILE);
+        assert_eq!(guest.open(nodes[0], libc::O_RDONLY).unwrap_err(), libc::ENFILE);
+        assert_eq!(count(), files);
+        // What the guest holds is served on.
+        guest.ask(Opcode::Getattr, nodes[1], &[0; 16]).unwrap();
+        nodes.iter().for_each(|node| forget(&mut guest, *node));
+        // All but the root's.
+        assert_eq!(nodes.len() as u64, descriptors - 1, "in round {round}");
+    }
+}
+
+fn forget(guest: &mut Guest, node: u64) {
+    let message = guest.message(Opcode::Forget, node, &1u64.to_le_bytes());
+    guest.memory.write_slice(&message, GuestAddress(REQUEST_AT)).unwrap();
+    assert_eq!(guest.run(0, &[(REQUEST_AT, message.len() as u32, false)]), 0);
 }
 
 #[test]

@@ -171,7 +171,7 @@ fn with_jail(test: impl FnOnce(&mut Guest, &dyn Fn(fn(&Path))) + Send) {
         std::thread::scope(|scope| {
             let vmm = scope.spawn(move || {
                 let own_descriptors = jail::enter(Some(dir)).unwrap().unwrap();
-                let device = FsDevice::new("test", jail::SHARED, own_descriptors).unwrap();
+                let device = FsDevice::new("test", jail::SHARED, own_descriptors, 128).unwrap();
                 let mut guest = Guest::silent(device);
                 guest.init().unwrap();
                 test(&mut guest, &|errand| {

@@ -146,6 +146,12 @@ impl<'a> Request<'a> {
         matches!(Opcode::try_from(self.header.opcode), Ok(Opcode::Init | Opcode::Destroy))
     }
 
+    /// Whether the request may make a file, of which the guest then holds at least one descriptor.
+    pub(super) fn makes_a_file(&self) -> bool {
+        use Opcode::{Create, Link, Mkdir, Mknod, Symlink};
+        matches!(Opcode::try_from(self.header.opcode), Ok(Create | Mknod | Mkdir | Symlink | Link))
+    }
+
     pub(super) fn message(&self) -> &[u8] {
         &self.message
     }

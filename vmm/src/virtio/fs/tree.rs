@@ -28,9 +28,17 @@ const ATTRIBUTE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Extended attributes in `trusted.` are the host's: overlayfs takes its instructions from them.
 const XATTRS: &str = ":unsupported:all:trusted.:trusted.: :ok:all:::";
 
+/// How many files must still be allowed for a request that makes one. It takes two, its inode and its handle, as do those that
+/// are served beside it.
+const FREE_FILES: u64 = 16;
+
 /// A served directory tree.
 pub(super) struct Tree {
     root: File,
+    /// The directory of this process's descriptors.
+    own_descriptors: File,
+    /// The most descriptors that may be open for the guest.
+    descriptors: u64,
     /// Requests share the server; INIT and DESTROY, which empty its tables, have it to themselves.
     server: RwLock<Server<PassthroughFs>>,
 }
@@ -45,6 +53,7 @@ impl Tree {
             .read(true)
             .custom_flags(libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW)
             .open(root)?;
+        let own_descriptors = proc_self_fd.try_clone()?;
         let config = Config {
             entry_timeout: ATTRIBUTE_TIMEOUT,
             attr_timeout: ATTRIBUTE_TIMEOUT,
@@ -82,7 +91,8 @@ impl Tree {
             });
             maker.join().map_err(|_| io::Error::other("the file server's set-up panicked"))?
         })?;
-        Ok(Self { root, server: RwLock::new(Server::new(server)) })
+        let server = RwLock::new(Server::new(server));
+        Ok(Self { root, own_descriptors, descriptors, server })
     }
 
     /// Makes the calling thread one that may serve the tree.
@@ -113,6 +123,9 @@ impl Tree {
         if let Err(errno) = request.vet() {
             return Ok(request.refuse(errno));
         }
+        if request.makes_a_file() && !self.has_room() {
+            return Ok(request.refuse(libc::ENFILE));
+        }
         let window = match window {
             Some(window) => window,
             None => window.insert(Window::new(guest)?),
@@ -135,6 +148,17 @@ impl Tree {
                 Ok(request.refuse(libc::EINVAL))
             }
         }
+    }
+
+    /// Whether the guest may hold the files that a request may make. The server counts exactly, but only after it has made the
+    /// file: the file would stay on the host, and of a CREATE, whose inode is counted before its handle, the inode would
+    /// stay open with nobody to forget it.
+    ///
+    /// This counts all descriptors of the process (Linux 6.2 and newer; older ones say 0, and the server's count is all there
+    /// is), so it refuses a little before the limit.
+    fn has_room(&self) -> bool {
+        let open = self.own_descriptors.metadata().map_or(0, |directory| directory.len());
+        open.saturating_add(FREE_FILES) <= self.descriptors
     }
 }
 
