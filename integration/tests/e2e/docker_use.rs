@@ -100,11 +100,10 @@ fn a_sandbox_has_a_docker_daemon_of_its_own_without_privilege() {
     // The container itself is as it would be under runc, and nothing of this is the host's.
     let capabilities = container.exec(&["grep", "CapEff", "/proc/self/status"]).success().out();
     assert_eq!(capabilities.trim(), "CapEff:\t00000000a80425fb");
-    let hosts = command::host(
-        "sh",
-        &["-c", "pgrep -x dockerd || true; ls /var/lib/lazaret | grep -vx volumes || true"],
-    );
-    assert_eq!(hosts, "", "no dockerd on the host, and disks have no names");
+    let daemons = "pgrep -x -a dockerd | grep -v lazaret-test-dockerd || true";
+    let disks = "ls /var/lib/lazaret | grep -vx volumes || true";
+    let hosts = command::host("sh", &["-c", &format!("{daemons}; {disks}")]);
+    assert_eq!(hosts, "", "no dockerd on the host but that of other tests, and disks have no names");
 }
 
 #[test]

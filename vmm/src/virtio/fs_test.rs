@@ -52,6 +52,7 @@ fn init_offers_what_the_tree_was_set_up_for() {
     assert!(has(28), "killpriv_v2");
     assert!(has(20), "posix acl");
     assert!(!has(16), "no writeback cache");
+    assert!(has(12), "auto_inval_data, without which KEEP_CACHE keeps what the host has changed");
     assert!(answer.flags2 & 1 << 2 != 0, "supplementary groups");
     assert_eq!((answer.max_write, answer.max_pages), (1 << 20, 256));
 }
@@ -67,6 +68,18 @@ fn a_file_written_by_the_guest_is_on_the_host_and_reads_back() {
     assert_eq!(guest.read(file.nodeid, fh, 4, 100).unwrap(), b"is well");
     assert_eq!(guest.lookup(ROOT_ID, "news").unwrap().attr.size, 11);
     assert_eq!(fs::metadata(dir.path().join("news")).unwrap().mode() & 0o7777, 0o640);
+}
+
+#[test]
+fn what_was_read_of_a_file_may_be_kept_when_it_is_closed() {
+    let (dir, mut guest) = shared();
+    fs::write(dir.path().join("program"), "text").unwrap();
+    let node = guest.lookup(ROOT_ID, "program").unwrap().nodeid;
+
+    let body = guest.ask(Opcode::Open, node, &[0; 8]).unwrap();
+
+    let keep_cache = 1 << 1;
+    assert_eq!(OpenOut::from_slice(&body).unwrap().open_flags & keep_cache, keep_cache);
 }
 
 #[test]
