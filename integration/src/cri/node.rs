@@ -57,10 +57,11 @@ impl Node {
         self.containerd().stop(signal);
     }
 
-    /// Starts its containerd again, and waits until it answers.
+    /// Starts its containerd again, and waits until its CRI answers.
     #[track_caller]
     pub fn resume(&self) {
         self.containerd().resume();
+        eventually(|| self.cri.version().map(drop).map_err(|status| status.to_string()));
     }
 
     /// All that its containerd has logged since it was last started.

@@ -27,11 +27,11 @@ fn a_container_that_takes_too_much_memory_is_oom_killed_and_its_neighbour_works_
 
 #[test]
 fn a_killed_vmm_ends_every_container_with_137_and_the_pod() {
+    let _host = beside_others();
+    let together = node();
     if !is_lazaret() {
         return;
     }
-    let _host = beside_others();
-    let together = node();
     let pod = Pod::run(&together.node, "killed");
     let containers = ["one", "two"].map(|name| pod.start(name, &UNTIL_TERM));
     let vmm = pod.pid();

@@ -131,11 +131,11 @@ fn a_container_that_cannot_be_made_or_started_takes_nobody_with_it() {
 
 #[test]
 fn a_pod_that_asks_for_the_hosts_network_or_processes_is_refused_and_leaves_nothing() {
+    let _host = beside_others();
+    let together = node();
     if !is_lazaret() {
         return;
     }
-    let _host = beside_others();
-    let together = node();
     for (kind, wanted) in [("network", "network"), ("pid", "pid namespace")] {
         let mut config = Pod::config(&together.node, "host");
         let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
@@ -151,11 +151,11 @@ fn a_pod_that_asks_for_the_hosts_network_or_processes_is_refused_and_leaves_noth
 
 #[test]
 fn a_pod_is_as_large_as_its_resources_or_its_annotations_say() {
+    let _host = beside_others();
+    let together = node();
     if !is_lazaret() {
         return;
     }
-    let _host = beside_others();
-    let together = node();
     let memory = |config: api::PodSandboxConfig| {
         let pod = Pod::run_with(&together.node, config).expect("it runs");
         let total = pod.start("one", &UNTIL_TERM).says(&["awk", "/MemTotal/ { print $2 }", "/proc/meminfo"]);
