@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lazaret_integration::beside_others;
-use lazaret_integration::cri::{Code, api};
+use lazaret_integration::cri::{Code, PodContainer, api};
 use lazaret_integration::leftovers::eventually;
 
 use super::super::localhost::request;
@@ -21,7 +21,7 @@ fn containers_come_after_the_init_container_and_share_what_a_pod_shares() {
     busy.app.says(&["sh", "-c", "echo of-app >/volume/of-app"]);
     let file = format!("{}/of-app", volume(&busy.pod));
     assert_eq!(fs::read_to_string(file).expect("the volume is the host's"), "of-app\n");
-    let namespace = |container: &lazaret_integration::cri::PodContainer, kind: &str| {
+    let namespace = |container: &PodContainer, kind: &str| {
         container.says(&["readlink", &format!("/proc/self/ns/{kind}")])
     };
     for kind in ["net", "ipc", "uts"] {

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use lazaret_integration::cri::{Code, Pod, api};
+use lazaret_integration::cri::{Code, Node, Pod, api};
 use lazaret_integration::{alone, beside_others, is_lazaret};
 
 use super::{UNTIL_TERM, node};
@@ -129,24 +129,51 @@ fn a_container_that_cannot_be_made_or_started_takes_nobody_with_it() {
     assert!(pod.is_ready());
 }
 
+/// What kubelet asks for when it runs a pod with namespaces of the host.
+fn with_namespaces(node: &Node, change: fn(&mut api::NamespaceOption)) -> api::PodSandboxConfig {
+    let mut config = Pod::config(node, "host");
+    let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+    change(security.expect("it has one").namespace_options.as_mut().expect("it has some"));
+    config
+}
+
 #[test]
-fn a_pod_that_asks_for_the_hosts_network_or_processes_is_refused_and_leaves_nothing() {
+fn a_pod_that_asks_for_the_hosts_processes_or_shared_memory_is_refused_and_leaves_nothing() {
     let _host = beside_others();
     let together = node();
     if !is_lazaret() {
         return;
     }
-    for (kind, wanted) in [("network", "network"), ("pid", "pid namespace")] {
-        let mut config = Pod::config(&together.node, "host");
-        let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
-        let namespaces = security.expect("it has one").namespace_options.as_mut().expect("it has some");
-        match kind {
-            "network" => namespaces.network = api::NamespaceMode::Node.into(),
-            _ => namespaces.pid = api::NamespaceMode::Node.into(),
-        }
+    let asks: [(fn(&mut api::NamespaceOption), &str); 2] = [
+        (|namespaces| namespaces.pid = api::NamespaceMode::Node.into(), "the host's pid namespace"),
+        (|namespaces| namespaces.ipc = api::NamespaceMode::Node.into(), "the host's ipc namespace"),
+    ];
+    for (change, wanted) in asks {
+        let config = with_namespaces(&together.node, change);
         let refused = Pod::run_with(&together.node, config).err().expect("a sandbox is a VM");
         assert!(refused.message().contains(wanted), "{refused}");
     }
+}
+
+#[test]
+fn a_pod_that_asks_for_the_hosts_network_has_the_loopback_interface_alone() {
+    let _host = beside_others();
+    let together = node();
+    if !is_lazaret() {
+        return;
+    }
+    let change: fn(&mut api::NamespaceOption) =
+        |namespaces| namespaces.network = api::NamespaceMode::Node.into();
+    let mut config = with_namespaces(&together.node, change);
+    // Its name is the host's, so kubelet gives none.
+    config.hostname.clear();
+    let pod = Pod::run_with(&together.node, config).expect("the configuration says so");
+    let mut config = pod.container_config("one", &UNTIL_TERM);
+    let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+    change(security.expect("it has one").namespace_options.as_mut().expect("it has some"));
+    let container = pod.start_with(&config);
+    let interfaces = container.says(&["sh", "-c", "ip -o link | grep -v ' state DOWN ' | cut -d ' ' -f 2"]);
+    assert_eq!(interfaces, "lo:");
 }
 
 #[test]
