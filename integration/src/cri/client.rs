@@ -134,12 +134,6 @@ impl Cri {
         self.call(async |mut client| client.container_status(request).await)
     }
 
-    /// `ListContainers`, without a filter.
-    pub fn containers(&self) -> Answer<Vec<api::Container>> {
-        let request = api::ListContainersRequest::default();
-        Ok(self.call(async |mut client| client.list_containers(request).await)?.containers)
-    }
-
     /// `ExecSync`. A timeout of zero is none.
     pub fn exec(&self, container: &str, args: &[&str], timeout: Duration) -> Answer<Ran> {
         let request = api::ExecSyncRequest {

@@ -64,11 +64,6 @@ impl Node {
         eventually(|| self.cri.version().map(drop).map_err(|status| status.to_string()));
     }
 
-    /// All that its containerd has logged since it was last started.
-    pub fn log(&self) -> String {
-        self.containerd().log()
-    }
-
     /// Where the logs of pods are, a folder each.
     pub(super) fn logs(&self) -> PathBuf {
         self.containerd().folder().join("logs")

@@ -217,12 +217,6 @@ impl PodContainer {
         }
         text
     }
-
-    /// Removes it, whatever it does.
-    #[track_caller]
-    pub fn remove(&self) {
-        self.node.cri.remove(&self.id).unwrap_or_else(|status| panic!("{status}"));
-    }
 }
 
 impl Drop for PodContainer {
