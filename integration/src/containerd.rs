@@ -1,7 +1,7 @@
 //! A containerd of a test's own, for tests that stop it, read its log or want to see only their own doing.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
@@ -9,32 +9,51 @@ use nix::sys::signal::Signal;
 use crate::command::{self, Running};
 use crate::spec::image_archive;
 
-/// A containerd with its own root, state, socket and busybox image; all of it goes with this value.
+/// A containerd with its own root, state and socket; all of it goes with this value.
 pub struct Containerd {
     folder: PathBuf,
     daemon: Option<Running>,
 }
 
+/// Without CRI, as `ctr` needs none.
+const WITHOUT_CRI: &str = "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n";
+
 impl Containerd {
-    /// Starts one and imports the busybox image.
+    /// Starts one without CRI, and imports the busybox image.
     #[track_caller]
     pub fn start(name: &str) -> Self {
+        let containerd = Self::configured(name, |_| WITHOUT_CRI.into());
+        containerd.import("default", &image_archive("busybox"));
+        containerd
+    }
+
+    /// Starts one with the configuration that `config` writes, given the folder that is to be its own.
+    #[track_caller]
+    pub fn configured(name: &str, config: impl FnOnce(&Path) -> String) -> Self {
         let folder = PathBuf::from(format!("/var/tmp/lazaret-test-{name}-{}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder for containerd");
+        let config = config(&folder);
         let mut containerd = Self { folder, daemon: None };
         let config = format!(
-            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
-             [grpc]\naddress = \"{1}\"\n",
+            "root = \"{0}/root\"\nstate = \"{0}/state\"\n{config}\n[grpc]\naddress = \"{1}\"\n",
             containerd.folder.display(),
             containerd.socket(),
         );
         fs::write(containerd.folder.join("config.toml"), config).expect("containerd's configuration");
         containerd.resume();
-        command::host(
-            "ctr",
-            &["--address", &containerd.socket(), "image", "import", &image_archive("busybox")],
-        );
         containerd
+    }
+
+    /// Imports an archive of an image into a namespace.
+    #[track_caller]
+    pub fn import(&self, namespace: &str, archive: &str) {
+        let socket = self.socket();
+        command::host("ctr", &["--address", &socket, "--namespace", namespace, "image", "import", archive]);
+    }
+
+    /// Where all is that is its own.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     pub fn socket(&self) -> String {

@@ -40,13 +40,19 @@ pub fn eventually(check: impl Fn() -> Result<(), String>) {
 /// Fails if any process, mount, cgroup or file of the host still carries this container's id.
 #[track_caller]
 pub fn assert_gone(id: &str) {
+    assert_gone_beside(id, &[]);
+}
+
+/// [`assert_gone`], with folders of a containerd of a test's own.
+#[track_caller]
+pub fn assert_gone_beside(id: &str, folders: &[PathBuf]) {
     eventually(|| {
-        let left = traces(id);
+        let left = traces(id, folders);
         if left.is_empty() { Ok(()) } else { Err(format!("{id} left behind: {left:#?}")) }
     });
 }
 
-fn traces(id: &str) -> Vec<String> {
+fn traces(id: &str, folders: &[PathBuf]) -> Vec<String> {
     let mut left = Vec::new();
     let mut mount_namespaces = BTreeSet::new();
     for process in processes() {
@@ -71,12 +77,8 @@ fn traces(id: &str) -> Vec<String> {
                 .map(|line| format!("mount of {}: {line}", process.display())),
         );
     }
-    for folder in STATE {
-        left.extend(
-            tree(Path::new(folder))
-                .into_iter()
-                .filter(|path| path.contains(id) && !path.starts_with(CLIENTS)),
-        );
+    for folder in STATE.iter().map(Path::new).chain(folders.iter().map(PathBuf::as_path)) {
+        left.extend(tree(folder).into_iter().filter(|path| path.contains(id) && !path.starts_with(CLIENTS)));
     }
     left
 }

@@ -12,6 +12,7 @@
 pub mod command;
 pub mod container;
 pub mod containerd;
+pub mod cri;
 pub mod docker;
 pub mod dockerd;
 pub mod faults;

@@ -21,6 +21,16 @@ pub fn image_archive(name: &str) -> String {
     format!("{folder}/{name}.tar")
 }
 
+/// The archive of busybox, and the name of its one layer in there, which ends with the layer's SHA-256.
+#[track_caller]
+pub fn busybox_layer() -> (String, String) {
+    let archive = image_archive("busybox");
+    let manifest = command::host("tar", &["-xOf", &archive, "manifest.json"]);
+    let manifest: Value = serde_json::from_str(&manifest).expect("manifest.json is JSON");
+    let layer = manifest[0]["Layers"][0].as_str().expect("one layer").to_owned();
+    (archive, layer)
+}
+
 impl Spec {
     /// What `ctr run` would ask for, with this command on an unpacked busybox.
     #[track_caller]
@@ -30,10 +40,7 @@ impl Spec {
         let folder = PathBuf::from(format!("/var/tmp/lazaret-test-spec-{}-{number}", std::process::id()));
         let root = folder.join("rootfs");
         fs::create_dir_all(&root).expect("a folder for the root");
-        let archive = image_archive("busybox");
-        let manifest = command::host("tar", &["-xOf", &archive, "manifest.json"]);
-        let manifest: Value = serde_json::from_str(&manifest).expect("manifest.json is JSON");
-        let layer = manifest[0]["Layers"][0].as_str().expect("one layer").to_owned();
+        let (archive, layer) = busybox_layer();
         let unpack = format!("tar -xOf {archive} {layer} | tar -xp -C {}", root.display());
         command::host("sh", &["-c", &unpack]);
 

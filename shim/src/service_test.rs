@@ -307,14 +307,18 @@ fn an_exit_event_names_its_process_and_a_delete_event_the_container() {
 }
 
 #[test]
-fn pids_has_the_vmms_while_a_task_runs_and_none_after() {
+fn pids_has_the_vmms_until_the_task_is_deleted() {
     while_running(Script::default(), async |stage, service, context| {
-        let running = service.pids(&context, pids()).await.unwrap();
-        let running: Vec<_> = running.processes.iter().map(|process| process.pid).collect();
-        assert_eq!(running, [stage.vmm]);
+        let told = async || {
+            let told = service.pids(&context, pids()).await.unwrap().processes;
+            told.iter().map(|process| process.pid).collect::<Vec<_>>()
+        };
+        assert_eq!(told().await, [stage.vmm]);
         stage.agent.exit("", 0);
         service.wait(&context, wait("")).await.unwrap();
-        assert!(service.pids(&context, pids()).await.unwrap().processes.is_empty());
+        assert_eq!(told().await, [stage.vmm], "a containerd that starts now asks how it ended");
+        service.delete(&context, delete("")).await.unwrap();
+        assert_eq!(code(service.pids(&context, pids()).await), Some(Code::NOT_FOUND));
     });
 }
 

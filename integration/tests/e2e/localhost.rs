@@ -31,7 +31,7 @@ fn within<T: Send + 'static>(pid: u32, work: impl FnOnce() -> T + Send + 'static
 }
 
 /// What the server at `to` answers, seen from the namespace of a process.
-fn request(pid: u32, to: &'static str) -> String {
+pub(super) fn request(pid: u32, to: &'static str) -> String {
     let ask = move || {
         let mut stream = TcpStream::connect(to).unwrap_or_else(|error| panic!("{to}: {error}"));
         stream.set_read_timeout(Some(READ_TIMEOUT)).expect("a timeout");

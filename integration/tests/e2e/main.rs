@@ -3,6 +3,7 @@
 //! Modules named in `integration/test` as every suite's also run on the containerd of Debian bookworm and sid.
 
 mod bad_input;
+mod cri;
 mod docker;
 mod docker_faults;
 mod docker_host;

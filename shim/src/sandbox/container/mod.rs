@@ -349,12 +349,6 @@ impl Container {
         Ok(exit)
     }
 
-    /// Whether there is a process of the host for it.
-    #[must_use]
-    pub(crate) fn has_process(&self) -> bool {
-        self.guest.is_alive() && !matches!(self.init.status(), Status::Stopped(_))
-    }
-
     /// Waits until the exit of the container's own process has been published.
     pub(crate) async fn until_exit_published(&self) {
         let _ = self.init.wait().await;
