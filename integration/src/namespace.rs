@@ -64,8 +64,7 @@ pub struct Bridge {
 }
 
 impl Bridge {
-    /// With these addresses, each with its prefix length. What goes from one of its ports to another may pass: where dockerd runs,
-    /// bridged packets go through the host's packet filter, which drops those of bridges that are not dockerd's.
+    /// With these addresses, each with its prefix length.
     #[track_caller]
     pub fn new(name: &'static str, mtu: u32, addresses: &[&str]) -> Self {
         ip(&format!("link add {name} mtu {mtu} type bridge"));
@@ -73,28 +72,12 @@ impl Bridge {
             ip(&format!("addr add {address} dev {name}"));
         }
         ip(&format!("link set {name} up"));
-        let bridge = Self { name };
-        for mut command in bridge.filter("--insert") {
-            let set = command.output().expect("the packet filter's program is there");
-            assert!(set.status.success(), "{command:?}: {}", String::from_utf8_lossy(&set.stderr));
-        }
-        bridge
-    }
-
-    fn filter(&self, action: &str) -> [Command; 2] {
-        ["iptables", "ip6tables"].map(|program| {
-            let mut command = Command::new(program);
-            command.args(["--wait", action, "FORWARD", "--in-interface", self.name, "--jump", "ACCEPT"]);
-            command
-        })
+        Self { name }
     }
 }
 
 impl Drop for Bridge {
     fn drop(&mut self) {
-        for mut command in self.filter("--delete") {
-            let _ = command.output();
-        }
         let _ = Command::new("ip").args(["link", "delete", self.name]).output();
     }
 }

@@ -72,7 +72,7 @@ code() { "$@"; echo "-> $?"; }
 code docker run -d --runtime $RUNTIME --name $name --label x=y --stop-signal USR1 busybox sh -c '
     trap "echo told; exit 5" USR1; echo up; echo problem >&2; while :; do sleep 0.2; done' | tail -n 1
 until docker logs $name | grep -q up; do sleep 0.2; done
-code docker exec $name sh -c 'echo in; echo err >&2; exit 7' 2>&1
+code docker exec $name sh -c 'echo in; echo err >&2; exit 7' 2>err; cat err
 code docker exec -e A=b -w /tmp -u 1 $name sh -c 'echo $A; pwd; id -u'
 docker exec $name no-such-command >/dev/null 2>&1; echo "-> $?"
 docker logs $name 2>&1 | sort
@@ -108,12 +108,12 @@ docker run -d --runtime $RUNTIME --name $name busybox sleep 1000 >/dev/null
 code docker rm -f $name >/dev/null
 docker run -d --runtime $RUNTIME --name $name --restart on-failure:2 busybox sh -c 'echo once; exit 3' >/dev/null
 until [ "$(docker inspect -f '{{.State.Status}} {{.RestartCount}}' $name)" = 'exited 2' ]; do sleep 0.5; done
+docker events --since 60m --until 0s --filter container=$name --filter event=die --filter event=start --format '{{.Action}}' | tail -n 2
 docker logs $name; docker rm $name >/dev/null
 docker run -d --runtime $RUNTIME --name $name --health-cmd 'test -e /well' --health-interval 1s --health-retries 2 busybox sleep 1000 >/dev/null
 until docker inspect -f '{{.State.Health.Status}}' $name | grep -x unhealthy; do sleep 0.5; done
 docker exec $name touch /well
 until docker inspect -f '{{.State.Health.Status}}' $name | grep -x healthy; do sleep 0.5; done
-docker events --since 60m --until 0s --filter container=$name --filter event=die --filter event=start --format '{{.Action}}' | head -n 1
 docker rm -f $name >/dev/null
 "#;
 
@@ -128,7 +128,7 @@ fn a_container_is_run_looked_at_changed_and_ended_as_under_runc() {
         "5 false exited",
         "told\n",
         "137\n",
-        "once\nonce\nonce\n",
+        "start\ndie\nonce\nonce\nonce\n",
         "unhealthy\nhealthy\n",
     ] {
         assert!(found.contains(part), "{part:?} in {found}");
