@@ -53,6 +53,8 @@ fn pods_go_on_while_containerd_is_away_and_what_ended_meanwhile_is_told() {
     let _host = alone();
     let together = node();
     let (node, cri) = (&together.node, &together.node.cri);
+    // Of runc's task, which has no process any more, containerd does not ask how it ended: it says 255.
+    let code = if is_lazaret() { 137 } else { 255 };
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         let pod = Pod::run(node, "restart");
         let stays = pod.start("stays", &["sh", "-c", "while :; do echo line; sleep 0.5; done"]);
@@ -64,7 +66,7 @@ fn pods_go_on_while_containerd_is_away_and_what_ended_meanwhile_is_told() {
         assert_eq!(stays.status().state(), api::ContainerState::ContainerRunning, "after {signal}");
         assert_eq!(stays.pid(), pid);
         assert_eq!(stays.says(&["echo", "here"]), "here");
-        assert_eq!(ends.wait_for_exit().exit_code, 137, "after {signal}");
+        assert_eq!(ends.wait_for_exit().exit_code, code, "after {signal}");
         assert!(pod.is_ready());
         // Its log goes on.
         let before = stays.logged("stdout").len();
