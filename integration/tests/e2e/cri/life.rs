@@ -129,8 +129,11 @@ fn a_container_that_cannot_be_made_or_started_takes_nobody_with_it() {
     assert!(pod.is_ready());
 }
 
+/// Which namespaces a pod asks for.
+type Change = fn(&mut api::NamespaceOption);
+
 /// What kubelet asks for when it runs a pod with namespaces of the host.
-fn with_namespaces(node: &Node, change: fn(&mut api::NamespaceOption)) -> api::PodSandboxConfig {
+fn with_namespaces(node: &Node, change: Change) -> api::PodSandboxConfig {
     let mut config = Pod::config(node, "host");
     let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
     change(security.expect("it has one").namespace_options.as_mut().expect("it has some"));
@@ -144,7 +147,7 @@ fn a_pod_that_asks_for_the_hosts_processes_or_shared_memory_is_refused_and_leave
     if !is_lazaret() {
         return;
     }
-    let asks: [(fn(&mut api::NamespaceOption), &str); 2] = [
+    let asks: [(Change, &str); 2] = [
         (|namespaces| namespaces.pid = api::NamespaceMode::Node.into(), "the host's pid namespace"),
         (|namespaces| namespaces.ipc = api::NamespaceMode::Node.into(), "the host's ipc namespace"),
     ];
@@ -162,8 +165,7 @@ fn a_pod_that_asks_for_the_hosts_network_has_the_loopback_interface_alone() {
     if !is_lazaret() {
         return;
     }
-    let change: fn(&mut api::NamespaceOption) =
-        |namespaces| namespaces.network = api::NamespaceMode::Node.into();
+    let change: Change = |namespaces| namespaces.network = api::NamespaceMode::Node.into();
     let mut config = with_namespaces(&together.node, change);
     // Its name is the host's, so kubelet gives none.
     config.hostname.clear();
