@@ -3,7 +3,8 @@
 use std::thread;
 use std::time::Duration;
 
-use lazaret_integration::cri::{Code, Node, Pod, api};
+use lazaret_integration::cri::api::NamespaceMode as Mode;
+use lazaret_integration::cri::{Code, Pod, api};
 use lazaret_integration::{alone, beside_others, is_lazaret};
 
 use super::{UNTIL_TERM, node};
@@ -129,12 +130,14 @@ fn a_container_that_cannot_be_made_or_started_takes_nobody_with_it() {
     assert!(pod.is_ready());
 }
 
-/// What kubelet asks for when it runs a pod with namespaces of the host.
-fn with_namespaces(node: &Node, change: fn(&mut api::NamespaceOption)) -> api::PodSandboxConfig {
-    let mut config = Pod::config(node, "host");
-    let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
-    change(security.expect("it has one").namespace_options.as_mut().expect("it has some"));
-    config
+/// Namespaces as kubelet asks for them: of the host those of which `Node` is said.
+fn namespaces(network: Mode, pid: Mode, ipc: Mode) -> Option<api::NamespaceOption> {
+    Some(api::NamespaceOption {
+        network: network.into(),
+        pid: pid.into(),
+        ipc: ipc.into(),
+        ..Default::default()
+    })
 }
 
 #[test]
@@ -144,12 +147,14 @@ fn a_pod_that_asks_for_the_hosts_processes_or_shared_memory_is_refused_and_leave
     if !is_lazaret() {
         return;
     }
-    let asks: [(fn(&mut api::NamespaceOption), &str); 2] = [
-        (|namespaces| namespaces.pid = api::NamespaceMode::Node.into(), "the host's pid namespace"),
-        (|namespaces| namespaces.ipc = api::NamespaceMode::Node.into(), "the host's ipc namespace"),
+    let asks = [
+        (namespaces(Mode::Pod, Mode::Node, Mode::Pod), "the host's pid namespace"),
+        (namespaces(Mode::Pod, Mode::Container, Mode::Node), "the host's ipc namespace"),
     ];
-    for (change, wanted) in asks {
-        let config = with_namespaces(&together.node, change);
+    for (namespaces, wanted) in asks {
+        let mut config = Pod::config(&together.node, "host");
+        let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+        security.expect("it has one").namespace_options = namespaces;
         let refused = Pod::run_with(&together.node, config).err().expect("a sandbox is a VM");
         assert!(refused.message().contains(wanted), "{refused}");
     }
@@ -162,15 +167,15 @@ fn a_pod_that_asks_for_the_hosts_network_has_the_loopback_interface_alone() {
     if !is_lazaret() {
         return;
     }
-    let change: fn(&mut api::NamespaceOption) =
-        |namespaces| namespaces.network = api::NamespaceMode::Node.into();
-    let mut config = with_namespaces(&together.node, change);
+    let mut config = Pod::config(&together.node, "host");
     // Its name is the host's, so kubelet gives none.
     config.hostname.clear();
+    let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+    security.expect("it has one").namespace_options = namespaces(Mode::Node, Mode::Container, Mode::Pod);
     let pod = Pod::run_with(&together.node, config).expect("the configuration says so");
     let mut config = pod.container_config("one", &UNTIL_TERM);
     let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
-    change(security.expect("it has one").namespace_options.as_mut().expect("it has some"));
+    security.expect("it has one").namespace_options = namespaces(Mode::Node, Mode::Container, Mode::Pod);
     let container = pod.start_with(&config);
     let interfaces = container.says(&["sh", "-c", "ip -o link | grep -v ' state DOWN ' | cut -d ' ' -f 2"]);
     assert_eq!(interfaces, "lo:");
