@@ -42,6 +42,7 @@
 
 mod memory;
 mod pool;
+mod programs;
 mod request;
 mod tree;
 

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   0            guest RAM           …        1 << 60: the strip
-//!   ├───────────────────────────────┤         ├─ ring ─┬─ message ───┤
-//!        data of WRITE, replies                        copied requests
+//!   ├───────────────────────────────┤         ├─ ring ─┬─ message ───────┬─ reply ─────────────┤
+//!        data of WRITE, replies                        copied requests   to the VMM's own
 //! ```
 //!
 //! The server reads requests from descriptor chains. It is never shown the guest's: the guest could change names and
@@ -21,6 +21,7 @@ use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use virtiofsd::descriptor_utils::{Reader, Writer};
+use virtiofsd::fuse::{AttrOut, OutHeader};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
@@ -36,8 +37,11 @@ const RING_SIZE: u16 = 2048;
 const DESCRIPTOR_SIZE: u64 = 16;
 const AVAILABLE: u64 = STRIP + RING_SIZE as u64 * DESCRIPTOR_SIZE;
 const MESSAGE: u64 = AVAILABLE + 0x2000;
+const OWN_REPLY: u64 = MESSAGE + MESSAGE_MAX as u64;
+/// Bytes; a reply to GETATTR is the longest.
+const OWN_REPLY_LEN: usize = size_of::<OutHeader>() + size_of::<AttrOut>();
 #[expect(clippy::cast_possible_truncation, reason = "a constant of some 170 KiB")]
-const STRIP_LEN: usize = (MESSAGE - STRIP) as usize + MESSAGE_MAX;
+const STRIP_LEN: usize = (OWN_REPLY - STRIP) as usize + OWN_REPLY_LEN;
 
 /// One worker's view of the guest's memory, and its strip.
 pub(super) struct Window {
@@ -79,9 +83,34 @@ impl Window {
         payload: &Buffer<'_>,
         reply: &Buffer<'_>,
     ) -> io::Result<(Reader<'_>, Writer<'_>)> {
+        self.lay_out(message, payload.segments().iter().copied(), reply.segments().iter().copied())
+    }
+
+    /// Lays out a request of the VMM's own, whose reply [`Self::own_reply`] then has.
+    ///
+    /// # Errors
+    /// When it is longer than a request may be.
+    pub(super) fn own_exchange(&mut self, message: &[u8]) -> io::Result<(Reader<'_>, Writer<'_>)> {
+        #[expect(clippy::cast_possible_truncation, reason = "120 bytes")]
+        let reply = [Segment { addr: GuestAddress(OWN_REPLY), len: OWN_REPLY_LEN as u32 }];
+        self.lay_out(message, [].into_iter(), reply.into_iter())
+    }
+
+    /// The memory of the reply to a request of the VMM's own. An answer that is shorter is followed by what was there before.
+    pub(super) fn own_reply(&self) -> io::Result<[u8; OWN_REPLY_LEN]> {
+        let mut reply = [0; OWN_REPLY_LEN];
+        self.memory.read_slice(&mut reply, GuestAddress(OWN_REPLY)).map_err(io::Error::other)?;
+        Ok(reply)
+    }
+
+    fn lay_out(
+        &mut self,
+        message: &[u8],
+        payload: impl ExactSizeIterator<Item = Segment>,
+        reply: impl ExactSizeIterator<Item = Segment>,
+    ) -> io::Result<(Reader<'_>, Writer<'_>)> {
         let len = u32::try_from(message.len()).ok().filter(|_| message.len() <= MESSAGE_MAX);
         let len = len.ok_or_else(|| io::Error::from_raw_os_error(libc::E2BIG))?;
-        let (payload, reply) = (payload.segments(), reply.segments());
         let count = 1 + payload.len() + reply.len();
         if count > usize::from(RING_SIZE) {
             return Err(io::Error::from_raw_os_error(libc::E2BIG));
@@ -89,10 +118,9 @@ impl Window {
         self.memory.write_slice(message, GuestAddress(MESSAGE)).map_err(io::Error::other)?;
 
         let message = Segment { addr: GuestAddress(MESSAGE), len };
-        let readable = std::iter::once(&message).chain(payload);
-        let segments = readable
-            .map(|segment| (segment, 0))
-            .chain(reply.iter().map(|segment| (segment, VRING_DESC_F_WRITE)));
+        let readable = std::iter::once(message).chain(payload);
+        let segments =
+            readable.map(|segment| (segment, 0)).chain(reply.map(|segment| (segment, VRING_DESC_F_WRITE)));
         for (index, (segment, flags)) in (1u16..).zip(segments) {
             let next = if usize::from(index) < count { VRING_DESC_F_NEXT } else { 0 };
             #[expect(clippy::cast_possible_truncation, reason = "flags of 16 bits")]

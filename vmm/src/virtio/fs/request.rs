@@ -9,7 +9,8 @@
 
 use crate::virtio::Chain;
 use crate::virtio::buffer::Buffer;
-use virtiofsd::fuse::{InHeader, Opcode, OutHeader};
+use std::mem::offset_of;
+use virtiofsd::fuse::{Attr, AttrOut, GetattrIn, InHeader, Opcode, OpenOut, OutHeader};
 use vm_memory::{Address, ByteValued, Bytes, GuestMemoryMmap};
 
 /// The longest request but for the data of a WRITE, bytes: a 64 KiB extended attribute, its name and headers, doubled.
@@ -21,6 +22,8 @@ const SEGMENTS_MAX: usize = 1024;
 /// The longest name of a file, bytes, without its NUL (`NAME_MAX`).
 const NAME_MAX: usize = 255;
 const HEADER: usize = size_of::<InHeader>();
+/// A flag of the answer to OPEN.
+const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 /// Bytes of `fuse_read_in` and `fuse_write_in`, which begin with handle, offset and size alike.
 const IO_BODY: usize = 40;
 /// The flags of `open` that mean the same through a file descriptor: no creating (CREATE does that), no `O_PATH`, no
@@ -152,6 +155,19 @@ impl<'a> Request<'a> {
         matches!(Opcode::try_from(self.header.opcode), Ok(Create | Mknod | Mkdir | Symlink | Link))
     }
 
+    /// The file that the request opens, if that is what it does.
+    pub(super) fn opened_file(&self) -> Option<u64> {
+        matches!(Opcode::try_from(self.header.opcode), Ok(Opcode::Open)).then_some(self.header.nodeid)
+    }
+
+    /// Tells the guest in the answer to an OPEN, which is written, to keep what it has of the file in its cache.
+    pub(super) fn keep_cache(&self) {
+        let mut flags = self.reply.clone();
+        flags.skip(size_of::<OutHeader>() + offset_of!(OpenOut, open_flags));
+        flags.truncate(size_of::<u32>());
+        flags.copy_from(&FOPEN_KEEP_CACHE.to_le_bytes());
+    }
+
     pub(super) fn message(&self) -> &[u8] {
         &self.message
     }
@@ -213,6 +229,22 @@ impl<'a> Request<'a> {
         let bytes = self.message.get(HEADER + offset..).and_then(<[u8]>::first_chunk);
         bytes.map(|bytes| u32::from_le_bytes(*bytes)).ok_or(libc::EINVAL)
     }
+}
+
+/// A request of the VMM's own for the attributes of `node`.
+pub(super) fn getattr(node: u64) -> Vec<u8> {
+    let body = GetattrIn::default();
+    #[expect(clippy::cast_possible_truncation, reason = "56 bytes")]
+    let len = (HEADER + size_of::<GetattrIn>()) as u32;
+    let header = InHeader { len, opcode: Opcode::Getattr as u32, nodeid: node, ..InHeader::default() };
+    [header.as_slice(), body.as_slice()].concat()
+}
+
+/// The attributes in a reply to [`getattr`], if it is no error.
+pub(super) fn attributes(reply: &[u8]) -> Option<Attr> {
+    let (header, body) = reply.split_at_checked(size_of::<OutHeader>())?;
+    let answered = OutHeader::from_slice(header)?.error == 0;
+    Some(AttrOut::from_slice(body)?.attr).filter(|_| answered)
 }
 
 /// Whether the request in `chain` is of a kind that waits for the disk, or does much there. A guess: the guest may still

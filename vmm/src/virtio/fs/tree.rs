@@ -1,7 +1,8 @@
 //! The shared tree: virtiofsd's file server, set up for a tree whose owner is the host and whose user is hostile.
 
 use super::memory::Window;
-use super::request::Request;
+use super::programs::Programs;
+use super::request::{Request, attributes, getattr};
 use crate::sync;
 use crate::virtio::Chain;
 use nix::sched::{CloneFlags, unshare};
@@ -12,13 +13,13 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use virtiofsd::passthrough::xattrmap::XattrMap;
 use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, NegotiationMode, PassthroughFs};
 use virtiofsd::server::Server;
 use vm_memory::GuestMemoryMmap;
 
-/// How long the guest may believe a name, an attribute or what it has read of a file without asking again.
+/// How long the guest may believe a name or an attribute without asking again.
 ///
 /// The host changes the tree as well (`docker cp`, a Kubernetes config map, a shared volume), and nothing tells the
 /// guest: this is how late it may notice. One second is short for a person and long for a build, whose thousands of
@@ -41,6 +42,7 @@ pub(super) struct Tree {
     descriptors: u64,
     /// Requests share the server; INIT and DESTROY, which empty its tables, have it to themselves.
     server: RwLock<Server<PassthroughFs>>,
+    programs: Programs,
 }
 
 impl Tree {
@@ -57,10 +59,8 @@ impl Tree {
         let config = Config {
             entry_timeout: ATTRIBUTE_TIMEOUT,
             attr_timeout: ATTRIBUTE_TIMEOUT,
-            // What was read of a file stays in the guest's page cache when it is closed: a program that runs again is not read
-            // again. With FUSE_AUTO_INVAL_DATA, which the server asks for, the guest drops it when an attribute that it asks
-            // for after `attr_timeout` tells of another time or size (Linux fs/fuse/inode.c, fuse_change_attributes).
-            cache_policy: CachePolicy::Always,
+            // Close-to-open: what was read of a file is dropped when it is opened again, but for programs that have not changed.
+            cache_policy: CachePolicy::Auto,
             // Would let the guest's idea of size and times win over the host's.
             writeback: false,
             // Opened relative to the worker's working directory, which `enter` makes the root.
@@ -92,7 +92,7 @@ impl Tree {
             maker.join().map_err(|_| io::Error::other("the file server's set-up panicked"))?
         })?;
         let server = RwLock::new(Server::new(server));
-        Ok(Self { root, own_descriptors, descriptors, server })
+        Ok(Self { root, own_descriptors, descriptors, server, programs: Programs::default() })
     }
 
     /// Makes the calling thread one that may serve the tree.
@@ -130,6 +130,8 @@ impl Tree {
             Some(window) => window,
             None => window.insert(Window::new(guest)?),
         };
+        // Asked before it is opened: what changes in between then shows when it is opened again.
+        let is_unchanged = request.opened_file().is_some_and(|node| self.is_unchanged_program(node, window));
         let (reader, writer) = match window.exchange(request.message(), request.payload(), request.reply()) {
             Ok(pair) => pair,
             Err(error) => return Ok(request.refuse(error.raw_os_error().unwrap_or(libc::EIO))),
@@ -142,12 +144,27 @@ impl Tree {
             server.handle_message(reader, writer, None::<&mut ()>)
         };
         match served {
-            Ok(written) => Ok(u32::try_from(written).unwrap_or(u32::MAX)),
+            Ok(written) => {
+                if is_unchanged {
+                    request.keep_cache();
+                }
+                Ok(u32::try_from(written).unwrap_or(u32::MAX))
+            }
             Err(error) => {
                 log::debug!("virtio-fs: {error}");
                 Ok(request.refuse(libc::EINVAL))
             }
         }
+    }
+
+    /// Whether the guest may keep what it has of a file that it opens.
+    fn is_unchanged_program(&self, node: u64, window: &mut Window) -> bool {
+        let Ok((reader, writer)) = window.own_exchange(&getattr(node)) else { return false };
+        let served = sync::read(&self.server).handle_message(reader, writer, None::<&mut ()>);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let reply = served.ok().and_then(|_| window.own_reply().ok());
+        let attributes = reply.and_then(|reply| attributes(&reply));
+        attributes.is_some_and(|attributes| self.programs.is_unchanged(node, &attributes, now))
     }
 
     /// Whether the guest may hold the files that a request may make. The server counts exactly, but only after it has made the
