@@ -24,8 +24,8 @@ const STATE: [&str; 5] = [
 /// The fifos of `ctr`, which makes them, and leaves them behind when it is killed or fails.
 const CLIENTS: &str = "/run/containerd/fifo";
 
-/// Asks again until `check` passes. Nothing announces that the last trace of something is gone, so this does poll. What it asks is
-/// work for the host that it waits for, and takes a quarter of the time at most.
+/// Asks again until `check` passes. Nothing announces that the last trace of something is gone, so this does poll. The
+/// checks take a quarter of the time at most: they are work for the host, which then has less time for what is waited for.
 #[track_caller]
 pub fn eventually(check: impl Fn() -> Result<(), String>) {
     let deadline = Instant::now() + CLEANUP_TIMEOUT;

@@ -1,7 +1,7 @@
 //! The budget of a host for the disks of its Docker daemons: `docker_disks_mib` of the configuration.
 //!
 //! ```text
-//!   <disk_dir>                                  locked (flock(2)) while a disk is entered
+//!   <disk_dir>/.lock                            locked (flock(2)) while a disk is entered
 //!   /run/lazaret/<namespace>/<id>/state.json    docker_disk: the directory, and the size of the sandbox's disk
 //! ```
 //!
@@ -12,9 +12,9 @@
 use crate::state::{DockerDisk, Record, StateDir};
 use crate::volume::flock;
 use nix::errno::Errno;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -25,9 +25,9 @@ const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum BudgetError {
+    /// The guest is told this; what is taken by others is none of its business.
     #[error(
-        "the Docker disks of this host have {limit} MiB together (docker_disks_mib), of which {taken} are taken: a disk of \
-         {mib} MiB is too much"
+        "the Docker disks of this host have {limit} MiB together (docker_disks_mib), with no room for one of {mib} MiB"
     )]
     Exceeded { limit: u64, taken: u64, mib: u64 },
     #[error("{} has been locked for {} s, so no Docker disk can be counted", .0.display(), LOCK_TIMEOUT.as_secs())]
@@ -70,12 +70,19 @@ impl Budget {
     }
 }
 
+/// The file of a directory that is locked. It is root's alone: whoever can open a file can lock it.
+pub(crate) fn lock_file(directory: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options.open(directory.join(".lock"))
+}
+
 /// Makes the directory, if it is not there, and locks it. Returns its path without symbolic links.
 fn lock(path: &Path) -> Result<(PathBuf, File), BudgetError> {
     let failed = |source| BudgetError::Directory { path: path.into(), source };
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
     let directory = fs::canonicalize(path).map_err(failed)?;
-    let lock = File::open(&directory).map_err(failed)?;
+    let lock = lock_file(&directory).map_err(failed)?;
     let deadline = Instant::now() + LOCK_TIMEOUT;
     loop {
         match flock(&lock) {
@@ -97,14 +104,21 @@ pub(crate) struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    /// Enters the disk of a sandbox in `record`, which is saved in `state`.
+    /// Enters the disk of a sandbox in `record`, which is saved in `state`. A `volume` that another sandbox still has counts once.
     ///
     /// # Errors
     /// [`BudgetError`]; the sandbox has no disk then.
-    pub(crate) fn enter(self, mib: u64, state: &StateDir, record: &mut Record) -> Result<(), BudgetError> {
+    pub(crate) fn enter(
+        self,
+        mib: u64,
+        volume: Option<&Path>,
+        state: &StateDir,
+        record: &mut Record,
+    ) -> Result<(), BudgetError> {
         if let Some(limit) = self.budget.limit_mib {
-            let taken = self.taken(state);
+            let taken = self.taken(state, volume);
             if taken.saturating_add(mib) > limit {
+                log::warn!("{taken} MiB of the {limit} MiB for Docker disks are taken");
                 return Err(BudgetError::Exceeded { limit, taken, mib });
             }
         }
@@ -116,11 +130,12 @@ impl Entry<'_> {
         })
     }
 
-    /// MiB of the disks of all sandboxes but that of `own`.
-    fn taken(&self, own: &StateDir) -> u64 {
+    /// MiB of the disks of all sandboxes but `own`, and but the disk that is `volume`.
+    fn taken(&self, own: &StateDir, volume: Option<&Path>) -> u64 {
         let others = StateDir::all(&self.budget.state_root).into_iter().filter(|(_, _, state)| state != own);
         let records = others.filter_map(|(_, _, state)| state.load()).filter(Record::has_disks);
-        let disks = records.filter_map(|record| record.docker_disk);
+        let counted = |record: &Record| volume.is_none() || record.docker_volume.as_deref() != volume;
+        let disks = records.filter(counted).filter_map(|record| record.docker_disk);
         let sizes = disks.filter(|disk| disk.directory == self.directory).map(|disk| disk.mib);
         sizes.fold(0, u64::saturating_add)
     }

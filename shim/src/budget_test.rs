@@ -33,7 +33,7 @@ impl Host {
     fn enter(&self, budget: &Budget, id: &str, mib: u64) -> Result<Record, BudgetError> {
         let (state, mut record) = (self.state(id), Record { vmm: ourselves(), ..Record::default() });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(budget.lock())?.enter(mib, &state, &mut record)?;
+        runtime.block_on(budget.lock())?.enter(mib, None, &state, &mut record)?;
         assert_eq!(state.load().as_ref(), Some(&record));
         Ok(record)
     }
@@ -47,8 +47,7 @@ fn disks_are_entered_up_to_the_limit_and_not_beyond() {
     let error = host.enter(&budget, "b", 401).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the Docker disks of this host have 1000 MiB together (docker_disks_mib), of which 600 are taken: a disk of 401 MiB \
-         is too much"
+        "the Docker disks of this host have 1000 MiB together (docker_disks_mib), with no room for one of 401 MiB"
     );
     assert_eq!(host.state("b").load(), None, "a refused disk is not entered");
     host.enter(&budget, "b", 400).unwrap();
@@ -56,6 +55,25 @@ fn disks_are_entered_up_to_the_limit_and_not_beyond() {
     // A sandbox that enters its disk again does not count twice.
     host.enter(&budget, "a", 600).unwrap();
     assert!(matches!(host.enter(&budget, "a", u64::MAX), Err(BudgetError::Exceeded { taken: 400, .. })));
+}
+
+#[test]
+fn a_volume_that_its_last_sandbox_still_has_counts_once() {
+    let host = Host::new();
+    let (budget, volume) = (host.budget(1000), Path::new("/disks/volumes/cache"));
+    let mut record = host.enter(&budget, "a", 600).unwrap();
+    record.docker_volume = Some(volume.into());
+    host.state("a").save(&record).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let enter = |volume| {
+        let entry = runtime.block_on(budget.lock()).unwrap();
+        entry.enter(600, Some(volume), &host.state("b"), &mut Record::default())
+    };
+    assert!(matches!(
+        enter(Path::new("/disks/volumes/other")),
+        Err(BudgetError::Exceeded { taken: 600, .. })
+    ));
+    enter(volume).unwrap();
 }
 
 #[test]

@@ -183,8 +183,8 @@ impl Task for TaskService {
 
     async fn pids(&self, _: &TtrpcContext, request: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
         let container = self.sandbox.container(&request.id)?;
-        // The guest's own pids mean nothing on the host; one process here stands for all of them. It is told until Delete, for a
-        // containerd that starts deletes a task without one, and then nobody learns how a task ended while containerd was away.
+        // The guest's own pids mean nothing on the host: the task's pid stands for all of them, until Delete. A containerd that starts
+        // deletes a task without a pid, and how a task ended while containerd was away would be lost.
         let one = ProcessInfo { pid: container.pid(), ..Default::default() };
         Ok(api::PidsResponse { processes: vec![one], ..Default::default() })
     }

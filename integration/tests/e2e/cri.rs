@@ -61,12 +61,7 @@ impl BusyPod {
 
         let mut config = pod.container_config("app", &["sh", "-c", APP]);
         config.mounts = volume.to_vec();
-        config.linux.as_mut().expect("it is Linux").resources = Some(api::LinuxContainerResources {
-            memory_limit_in_bytes: APP_MEMORY,
-            cpu_period: 100_000,
-            cpu_quota: 50_000,
-            ..Default::default()
-        });
+        config.linux.as_mut().expect("it is Linux").resources = Some(limits(APP_MEMORY, 50_000));
         let app = pod.start_with(&config);
 
         let serve = "echo hello >/hello; httpd -p 0.0.0.0:80 -h /; httpd -p 127.0.0.1:81 -h /; \
@@ -82,6 +77,16 @@ impl BusyPod {
         });
         let debugger = pod.start_with(&config);
         Self { init, app, server, debugger, pod }
+    }
+}
+
+/// `memory` in bytes, `quota` in microseconds of each tenth of a second.
+fn limits(memory: i64, quota: i64) -> api::LinuxContainerResources {
+    api::LinuxContainerResources {
+        memory_limit_in_bytes: memory,
+        cpu_period: 100_000,
+        cpu_quota: quota,
+        ..Default::default()
     }
 }
 

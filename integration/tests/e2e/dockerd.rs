@@ -108,7 +108,7 @@ docker run -d --runtime $RUNTIME --name $name busybox sleep 1000 >/dev/null
 code docker rm -f $name >/dev/null
 docker run -d --runtime $RUNTIME --name $name --restart on-failure:2 busybox sh -c 'echo once; exit 3' >/dev/null
 until [ "$(docker inspect -f '{{.State.Status}} {{.RestartCount}}' $name)" = 'exited 2' ]; do sleep 0.5; done
-docker events --since 60m --until 0s --filter container=$name --filter event=die --filter event=start --format '{{.Action}}' | tail -n 2
+timeout 5 docker events --since 60m --filter container=$name --filter event=die --filter event=start --format '{{.Action}}' | tail -n 2
 docker logs $name; docker rm $name >/dev/null
 docker run -d --runtime $RUNTIME --name $name --health-cmd 'test -e /well' --health-interval 1s --health-retries 2 busybox sleep 1000 >/dev/null
 until docker inspect -f '{{.State.Health.Status}}' $name | grep -x unhealthy; do sleep 0.5; done
@@ -295,9 +295,9 @@ fn services_of_a_compose_file_wait_for_each_other_scale_and_go() {
         until busybox wget -qO page http://127.0.0.1:8090/; do sleep 1; done; wc -l <page
         $compose ps --services --status running | sort | tr '\n' ' '
         $compose ps --quiet | wc -l
-        [ $RUNTIME = io.containerd.runc.v2 ] || ls /run/lazaret/moby | wc -l
+        [ $RUNTIME = io.containerd.runc.v2 ] || (cd /run/lazaret/moby && ls -d $($compose ps --quiet --no-trunc) | wc -l)
         $compose down -v >&2
-        docker ps --all --quiet; docker volume ls --quiet; docker network ls --quiet --filter name=shop"#;
+        for kind in container volume network; do docker $kind ls --quiet --filter label=com.docker.compose.project=shop; done"#;
     let out = dockerd.sh(&script).success().out();
     let sandboxes = if is_lazaret() { "6\n" } else { "" };
     assert_eq!(out, format!("1\ndatabase queue web worker 6\n{sandboxes}"));
@@ -338,7 +338,8 @@ fn containers_outlive_their_dockerd_and_are_found_again() {
         let alive = "alive 1\nalive 2\nalive 3\nalive 4\nalive 5\nup\n";
         assert_eq!(dockerd.sh(check).success().out(), alive, "after {signal}");
     }
-    let ends = "docker stop -t 60 c1 >/dev/null; docker wait c1; docker kill c2 >/dev/null; docker wait c2";
+    let ends = "docker stop -t 60 c1 >/dev/null; docker wait c1; docker kill c2 >/dev/null; docker wait c2
+        docker rm --force c1 c2 c3 c4 c5 >/dev/null";
     assert_eq!(dockerd.sh(ends).success().out(), "4\n137\n");
 }
 

@@ -10,6 +10,7 @@ mod docker_host;
 mod docker_use;
 mod dockerd;
 mod faults;
+mod files;
 mod isolation;
 mod lifecycle;
 mod limits;

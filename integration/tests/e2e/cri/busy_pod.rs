@@ -4,12 +4,12 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lazaret_integration::beside_others;
 use lazaret_integration::cri::{Code, PodContainer, api};
 use lazaret_integration::leftovers::eventually;
+use lazaret_integration::{beside_others, is_lazaret};
 
 use super::super::localhost::request;
-use super::{APP_MEMORY, busy_pod, node, volume};
+use super::{APP_MEMORY, busy_pod, limits, node, volume};
 
 #[test]
 fn containers_come_after_the_init_container_and_share_what_a_pod_shares() {
@@ -63,8 +63,14 @@ fn a_command_that_takes_too_long_is_ended_and_the_deadline_told() {
     let _host = beside_others();
     let together = node();
     let busy = busy_pod(&together);
+    let begun = Instant::now();
     let late = together.node.cri.exec(&busy.server.id, &["sleep", "4242"], Duration::from_secs(2));
     assert_eq!(late.expect_err("it takes longer").code(), Code::DeadlineExceeded);
+    assert!(
+        begun.elapsed() < Duration::from_secs(60),
+        "{:?}, so it was the test's own deadline",
+        begun.elapsed()
+    );
     let left = busy.server.says(&["ps", "-o", "args"]);
     assert!(left.contains("sleep 1000000") && !left.contains("sleep 4242"), "{left}");
 }
@@ -74,11 +80,15 @@ fn a_command_leaves_a_background_child_with_its_output_and_its_own_is_complete()
     let _host = beside_others();
     let together = node();
     let busy = busy_pod(&together);
-    let begun = Instant::now();
     // Under runc CRI waits until the child has ended.
-    let ran = busy.server.exec(&["sh", "-c", "sleep 10 & echo started"]);
+    let child = if is_lazaret() { "sleep 4343" } else { "sleep 10" };
+    let begun = Instant::now();
+    let ran = busy.server.exec(&["sh", "-c", &format!("{child} & echo started")]);
     assert_eq!((ran.code, ran.out.as_str()), (0, "started\n"));
     assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    if is_lazaret() {
+        assert!(busy.server.says(&["ps", "-o", "args"]).contains(child));
+    }
 }
 
 #[test]
@@ -141,18 +151,15 @@ fn limits_of_a_running_container_are_changed() {
     let _host = beside_others();
     let together = node();
     let (busy, cri) = (busy_pod(&together), &together.node.cri);
-    let limits = || busy.app.says(&["cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/cpu.max"]);
-    assert_eq!(limits(), format!("{APP_MEMORY}\n50000 100000"));
-    let resources = |memory, quota| api::LinuxContainerResources {
-        memory_limit_in_bytes: memory,
-        cpu_period: 100_000,
-        cpu_quota: quota,
-        ..Default::default()
-    };
-    cri.update(&busy.app.id, resources(APP_MEMORY * 2, 70_000)).expect("it runs");
-    assert_eq!(limits(), format!("{}\n70000 100000", APP_MEMORY * 2));
-    cri.update(&busy.app.id, resources(APP_MEMORY, 50_000)).expect("it runs");
-    assert_eq!(limits(), format!("{APP_MEMORY}\n50000 100000"));
+    let mut config = busy.pod.container_config("limited", &["sleep", "1000000"]);
+    config.linux.as_mut().expect("it is Linux").resources = Some(limits(APP_MEMORY, 50_000));
+    let limited = busy.pod.start_with(&config);
+    let found = || limited.says(&["cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/cpu.max"]);
+    assert_eq!(found(), format!("{APP_MEMORY}\n50000 100000"));
+    for (memory, quota) in [(APP_MEMORY * 2, 70_000), (APP_MEMORY, 50_000)] {
+        cri.update(&limited.id, limits(memory, quota)).expect("it runs");
+        assert_eq!(found(), format!("{memory}\n{quota} 100000"));
+    }
 }
 
 #[test]

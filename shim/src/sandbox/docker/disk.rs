@@ -41,23 +41,25 @@ pub(in crate::sandbox) async fn open_volume(
     let budget = Budget::new(&config.disk_dir, config.docker_disks_mib, state_root);
     // Before it is made: a volume that is refused is not left behind.
     let mib = volumes.mib(name, docker.capacity);
-    budget.lock().await?.enter(mib, state, record)?;
+    let path = volumes.path(name);
+    budget.lock().await?.enter(mib, Some(&path), state, record)?;
     let opened = async {
         let volume = volumes.acquire(name, docker.capacity).await?;
-        let path = volumes.path(name);
         let metadata = volume.metadata().map_err(|source| VolumeError::Os { path: path.clone(), source })?;
-        record.docker_volume = Some(path);
+        record.docker_volume = Some(path.clone());
         // Another sandbox may have made it meanwhile, with another size.
         match metadata.len() >> 20 {
             has if has == mib => save(state, record)?,
-            has => budget.lock().await?.enter(has, state, record)?,
+            has => budget.lock().await?.enter(has, Some(&path), state, record)?,
         }
         Ok(volume)
     };
     let opened = opened.await;
     if opened.is_err() {
         (record.docker_volume, record.docker_disk) = (None, None);
-        save(state, record)?;
+        if let Err(error) = save(state, record) {
+            log::warn!("a volume that could not be opened counts until the sandbox ends: {error}");
+        }
     }
     opened
 }
@@ -100,7 +102,7 @@ impl LaterDisk {
         // Read after the lock, and written before anything else runs here: the server changes the record, too.
         let unreadable = || DiskError::Record(self.state.path().into());
         let mut record = self.state.load().ok_or_else(unreadable)?;
-        entry.enter(self.mib, &self.state, &mut record)?;
+        entry.enter(self.mib, None, &self.state, &mut record)?;
         let (directory, mib) = (self.directory.clone(), self.mib);
         let made = tokio::task::spawn_blocking(move || nameless(&directory, mib)).await;
         made.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|source| {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::budget::lock_file;
 use crate::state::ProcessId;
 use crate::volume::{Capacity, flock};
 use std::fs;
@@ -111,7 +112,7 @@ fn a_volume_that_another_sandbox_makes_meanwhile_counts_with_the_size_that_it_ha
     for (mib, entered) in [(512, Some(512)), (1001, None)] {
         let mut host = Host::new();
         fs::create_dir(&host.config.disk_dir).unwrap();
-        let lock = File::open(&host.config.disk_dir).unwrap();
+        let lock = lock_file(&host.config.disk_dir).unwrap();
         flock(&lock).unwrap();
         let volumes = host.config.disk_dir.join("volumes");
         let other = std::thread::spawn(move || {

@@ -1,8 +1,9 @@
+use crate::budget::lock_file;
 use crate::sandbox::test_support::{DISKS_MIB, Script, Stage, on_stage, state};
 use crate::state::{DockerDisk, ProcessId, Record, StateDir};
 use crate::volume::flock;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -49,8 +50,7 @@ fn a_disk_that_is_too_much_is_refused_until_there_is_room() {
         };
         other.save(&record).unwrap();
         let why = format!(
-            "the Docker disks of this host have {DISKS_MIB} MiB together (docker_disks_mib), of which 37 are taken: a disk of \
-             64 MiB is too much"
+            "the Docker disks of this host have {DISKS_MIB} MiB together (docker_disks_mib), with no room for one of 64 MiB"
         );
         for _ in 0..2 {
             assert_eq!(stage.agent.ask_for_disk().await, why);
@@ -78,7 +78,7 @@ fn a_directory_that_cannot_be_used_is_named_to_the_guest_and_can_be_mended() {
 fn a_file_that_is_late_is_the_next_requests() {
     on_stage(Script::default(), async |stage: &mut Stage, dir: PathBuf| {
         fs::create_dir(dir.join("disks")).unwrap();
-        let lock = File::open(dir.join("disks")).unwrap();
+        let lock = lock_file(&dir.join("disks")).unwrap();
         flock(&lock).unwrap();
         let why = stage.agent.ask_for_disk().await;
         assert!(why.contains("/disks, which disk_dir of config.toml sets, does not answer"), "{why}");
@@ -92,7 +92,7 @@ fn a_file_that_is_late_is_the_next_requests() {
 fn a_vm_that_ends_while_its_disk_is_made_has_none_afterwards() {
     on_stage(Script::default(), async |stage: &mut Stage, dir: PathBuf| {
         fs::create_dir(dir.join("disks")).unwrap();
-        let lock = File::open(dir.join("disks")).unwrap();
+        let lock = lock_file(&dir.join("disks")).unwrap();
         flock(&lock).unwrap();
         let agent = stage.agent.clone();
         tokio::spawn(async move { agent.ask_for_disk().await });
@@ -103,7 +103,7 @@ fn a_vm_that_ends_while_its_disk_is_made_has_none_afterwards() {
         drop(lock);
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert_eq!(state(&dir).load().unwrap().docker_disk, None);
-        flock(&File::open(dir.join("disks")).unwrap()).expect("nobody holds the lock");
+        flock(&lock_file(&dir.join("disks")).unwrap()).expect("nobody holds the lock");
     });
 }
 
@@ -133,7 +133,7 @@ fn a_full_file_system_is_named_to_the_guest_and_can_be_mended() {
 fn a_paused_guest_gets_its_disk_when_it_is_resumed() {
     on_stage(Script::default(), async |stage: &mut Stage, dir: PathBuf| {
         fs::create_dir(dir.join("disks")).unwrap();
-        let lock = File::open(dir.join("disks")).unwrap();
+        let lock = lock_file(&dir.join("disks")).unwrap();
         flock(&lock).unwrap();
         let agent = stage.agent.clone();
         let asked = tokio::spawn(async move { agent.ask_for_disk().await });

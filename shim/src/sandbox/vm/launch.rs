@@ -108,7 +108,11 @@ impl From<LaunchError> for Error {
                 CgroupError::Escapes(_) | CgroupError::Systemd(_) | CgroupError::Limit { .. },
             ) => Self::InvalidArgument(line),
             LaunchError::Disk(DiskError::Volume(VolumeError::Size { .. })) => Self::InvalidArgument(line),
-            LaunchError::Disk(DiskError::Volume(VolumeError::Os { .. })) => Self::Internal(line),
+            LaunchError::Disk(DiskError::Volume(VolumeError::Os { source, .. }))
+                if source.kind() != io::ErrorKind::StorageFull =>
+            {
+                Self::Internal(line)
+            }
             LaunchError::KvmAbsent
             | LaunchError::Kvm(_)
             | LaunchError::GuestFile { .. }

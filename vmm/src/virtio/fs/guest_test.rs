@@ -17,7 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub(super) const BORDER: u64 = 8 << 20;
 pub(super) const MEMORY_END: u64 = 16 << 20;
 /// That of a small guest, whose files are what the tests may hold.
-const MEMORY_MIB: u32 = 128;
+pub(super) const MEMORY_MIB: u32 = 128;
 const REQUEST_AT: u64 = 1 << 20;
 const REPLY_AT: u64 = 4 << 20;
 /// Bytes of reply a call has room for unless it says otherwise.

@@ -1,8 +1,8 @@
 //! What a guest may try: every answer is an error or none, and the device goes on; but a malformed chain ends the VM.
 #![allow(clippy::cast_possible_truncation, reason = "sizes a test chose")]
 
-use super::guest::{Buffer, Guest, MEMORY_END, c, unjailed};
-use super::{FsDevice, own_descriptors};
+use super::guest::{Buffer, Guest, MEMORY_END, MEMORY_MIB, c, unjailed};
+use super::{FsDevice, own_descriptors, raise_open_files};
 use crate::virtio::{DeviceError, VirtioDevice};
 use nix::poll::PollTimeout;
 use std::fs;
@@ -289,6 +289,7 @@ fn offering_one_chain_many_times_serves_it_so_often_and_holds_no_more_than_a_que
 
 #[test]
 fn at_the_limit_of_files_nothing_more_is_made_and_what_is_forgotten_is_room_again() {
+    raise_open_files(MEMORY_MIB).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let count = || fs::read_dir(dir.path()).unwrap().count();
     // Above the descriptors of this process and of the tests beside this one.
