@@ -29,6 +29,12 @@ pub fn sh(client: &Container, script: &str) -> Finished {
     command::start(client.exec_command(&[], &["bash", "-ec", script])).finish_within(DOCKER_TIMEOUT)
 }
 
+/// The dockerds that the host has beside those of tests.
+#[track_caller]
+pub fn dockerds_of_host() -> String {
+    command::host("sh", &["-c", "pgrep -x -a dockerd | grep -v lazaret-test-dockerd || true"])
+}
+
 /// Gives the daemon the image `busybox`.
 #[track_caller]
 pub fn load_busybox(client: &Container) {

@@ -3,7 +3,7 @@
 use std::fs;
 
 use lazaret_integration::container::Container;
-use lazaret_integration::docker::{client, disk, disk_blocks, load_busybox, sh};
+use lazaret_integration::docker::{client, disk, disk_blocks, dockerds_of_host, load_busybox, sh};
 use lazaret_integration::{alone, beside_few, beside_others, command, is_lazaret};
 
 #[test]
@@ -121,6 +121,7 @@ fn sandboxes_share_neither_images_nor_containers_nor_names() {
         let said = sh(sandbox, script).success().out();
         assert_eq!(said, format!("same\n{id}\nbusybox\nonly-{id}\n", id = sandbox.id));
     }
-    let hosts = command::host("sh", &["-c", "pgrep -x dockerd || true; ctr -n moby containers ls -q"]);
-    assert_eq!(hosts, "", "there is no dockerd on the host, and nothing it could see");
+    assert_eq!(dockerds_of_host(), "");
+    let seen = command::host("ctr", &["-n", "moby", "containers", "ls", "-q"]);
+    assert_eq!(seen, "", "there is nothing that a dockerd of the host could see");
 }

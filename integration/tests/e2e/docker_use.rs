@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lazaret_integration::container::Container;
-use lazaret_integration::docker::{client, disk_blocks, load_busybox, sh};
+use lazaret_integration::docker::{client, disk_blocks, dockerds_of_host, load_busybox, sh};
 use lazaret_integration::host::Share;
 use lazaret_integration::namespace::{Bridge, Namespace};
 use lazaret_integration::shared::{Shared, Use};
@@ -100,10 +100,9 @@ fn a_sandbox_has_a_docker_daemon_of_its_own_without_privilege() {
     // The container itself is as it would be under runc, and nothing of this is the host's.
     let capabilities = container.exec(&["grep", "CapEff", "/proc/self/status"]).success().out();
     assert_eq!(capabilities.trim(), "CapEff:\t00000000a80425fb");
-    let daemons = "pgrep -x -a dockerd | grep -v lazaret-test-dockerd || true";
-    let disks = "ls /var/lib/lazaret | grep -vx volumes || true";
-    let hosts = command::host("sh", &["-c", &format!("{daemons}; {disks}")]);
-    assert_eq!(hosts, "", "no dockerd on the host but that of other tests, and disks have no names");
+    assert_eq!(dockerds_of_host(), "");
+    let files = command::host("sh", &["-c", "ls /var/lib/lazaret | grep -vx volumes || true"]);
+    assert_eq!(files, "", "disks have no names");
 }
 
 #[test]
