@@ -3,14 +3,27 @@
 use std::sync::{Arc, OnceLock};
 
 use lazaret_integration::cri::{Node, Pod, PodContainer, api};
+use lazaret_integration::leftovers::eventually;
 use lazaret_integration::shared::{Shared, Use};
 
 mod busy_pod;
 mod faults;
 mod life;
 
-/// Works until it is told to end; that is its exit code.
-const UNTIL_TERM: [&str; 3] = ["sh", "-c", "trap 'exit 21' TERM; while :; do sleep 1000 & wait; done"];
+/// Works until it is told to end, with exit code 21, and says when it can be told.
+const UNTIL_TERM: [&str; 3] =
+    ["sh", "-c", "trap 'exit 21' TERM; echo ready; while :; do sleep 1000 & wait; done"];
+
+/// Waits for a process of [`UNTIL_TERM`], and ends it.
+#[track_caller]
+fn stop(node: &Node, container: &PodContainer) {
+    eventually(|| match container.logged("stdout") {
+        out if out == "ready\n" => Ok(()),
+        out => Err(format!("{out:?}")),
+    });
+    node.cri.stop(&container.id, 60).expect("it runs");
+    assert_eq!(container.wait_for_exit().exit_code, 21);
+}
 
 static NODE: Shared<Together> = Shared::new(module_path!(), Together::start);
 

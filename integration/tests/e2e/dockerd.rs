@@ -353,6 +353,7 @@ fn runs_one_after_another_and_at_once_leave_nothing() {
         for i in $(seq 10); do docker run --rm --runtime $RUNTIME busybox echo $i; done | sort -n | tail -n 1
         for i in $(seq 20); do docker run --rm --runtime $RUNTIME busybox echo at once & done | grep -c 'at once'
         wait"#;
-    assert_eq!(dockerd.sh(script).success().out(), "10\n20\n");
+    let run = dockerd.sh(script);
+    assert_eq!(run.out(), "10\n20\n", "{run}");
     before.assert_nothing_new();
 }

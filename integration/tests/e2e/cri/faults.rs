@@ -8,7 +8,7 @@ use lazaret_integration::leftovers::eventually;
 use lazaret_integration::{alone, beside_others, is_lazaret};
 use nix::sys::signal::Signal;
 
-use super::{UNTIL_TERM, node};
+use super::{UNTIL_TERM, node, stop};
 
 #[test]
 fn a_container_that_takes_too_much_memory_is_oom_killed_and_its_neighbour_works_on() {
@@ -52,7 +52,7 @@ fn a_killed_vmm_ends_every_container_with_137_and_the_pod() {
 fn pods_go_on_while_containerd_is_away_and_what_ended_meanwhile_is_told() {
     let _host = alone();
     let together = node();
-    let (node, cri) = (&together.node, &together.node.cri);
+    let node = &together.node;
     // Of runc's task, which has no process any more, containerd does not ask how it ended: it says 255.
     let code = if is_lazaret() { 137 } else { 255 };
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
@@ -75,7 +75,6 @@ fn pods_go_on_while_containerd_is_away_and_what_ended_meanwhile_is_told() {
             _ => Err(format!("no line after {signal}")),
         });
         let late = pod.start("late", &UNTIL_TERM);
-        cri.stop(&late.id, 60).expect("it runs");
-        assert_eq!(late.wait_for_exit().exit_code, 21);
+        stop(node, &late);
     }
 }
