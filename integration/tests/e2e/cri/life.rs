@@ -94,7 +94,10 @@ fn calls_that_come_twice_too_early_too_late_or_for_nobody_are_answered_alike() {
         cri.stop_pod(&pod.id).expect("it is stopped");
     }
     assert_ne!(running.wait_for_exit().exit_code, 0);
-    pod.create(&pod.container_config("late", &UNTIL_TERM)).err().expect("its pod has ended");
+    // containerd 2.1 refuses the start, older ones the container.
+    if let Ok(late) = pod.create(&pod.container_config("late", &UNTIL_TERM)) {
+        cri.start(&late.id).expect_err("its pod has ended");
+    }
     cri.start(&created.id).expect_err("its pod has ended");
     for _ in 0..2 {
         cri.remove(&running.id).expect("it is removed");
