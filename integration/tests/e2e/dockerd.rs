@@ -108,7 +108,7 @@ docker run -d --runtime $RUNTIME --name $name busybox sleep 1000 >/dev/null
 code docker rm -f $name >/dev/null
 docker run -d --runtime $RUNTIME --name $name --restart on-failure:2 busybox sh -c 'echo once; exit 3' >/dev/null
 until [ "$(docker inspect -f '{{.State.Status}} {{.RestartCount}}' $name)" = 'exited 2' ]; do sleep 0.5; done
-timeout 5 docker events --since 60m --filter container=$name --filter event=die --filter event=start --format '{{.Action}}' | tail -n 2
+docker events --since 60m --until $(($(date +%s) + 5)) --filter container=$name --filter event=die --filter event=start --format '{{.Action}}' | tail -n 2
 docker logs $name; docker rm $name >/dev/null
 docker run -d --runtime $RUNTIME --name $name --health-cmd 'test -e /well' --health-interval 1s --health-retries 2 busybox sleep 1000 >/dev/null
 until docker inspect -f '{{.State.Health.Status}}' $name | grep -x unhealthy; do sleep 0.5; done
