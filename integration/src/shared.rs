@@ -38,15 +38,17 @@ impl<T> Shared<T> {
         Use { shared: self, started: Some(started.expect("the sandbox of this module did not start")) }
     }
 
-    /// How many tests of this run are the module's: what this program lists for its own arguments.
+    /// How many tests of this run are the module's: what this program lists for its own arguments, but for the ignored ones.
     fn planned(&self) -> usize {
         let (_crate, module) = self.module.split_once("::").expect("a module of the test program");
-        let mut list = Command::new(std::env::current_exe().expect("/proc is mounted"));
-        list.args(std::env::args_os().skip(1)).args(["--list", "--format", "terse"]);
-        let list = crate::command::run(list).success().out();
-        list.lines()
-            .filter(|line| line.strip_prefix(module).is_some_and(|rest| rest.starts_with("::")))
-            .count()
+        let listed = |which: &[&str]| {
+            let mut list = Command::new(std::env::current_exe().expect("/proc is mounted"));
+            list.args(std::env::args_os().skip(1)).args(["--list", "--format", "terse"]).args(which);
+            let list = crate::command::run(list).success().out();
+            let tests = list.lines().filter_map(|line| line.strip_prefix(module));
+            tests.filter(|rest| rest.starts_with("::")).count()
+        };
+        listed(&[]) - listed(&["--ignored"])
     }
 }
 
