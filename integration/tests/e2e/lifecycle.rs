@@ -208,7 +208,8 @@ mod running {
             let value = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
             value.unwrap_or_else(|| panic!("{name} in {numbers}"))
         };
-        assert!((1..=3).contains(&of("pids.current")) && of("cpu.usage_usec") > 0, "{numbers}");
+        // Other tests run commands in it.
+        assert!((1..=20).contains(&of("pids.current")) && of("cpu.usage_usec") > 0, "{numbers}");
         assert!((4096..256 << 20).contains(&of("memory.usage ")), "{numbers}");
     }
 }

@@ -27,6 +27,10 @@ const MARK: &CStr = c"trusted.lazaret";
 
 /// How long the kernel may take to stop the VMM's threads: one of them may be waiting for a disk.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the kernel has for a freeze whose end it does not tell.
+const UNTOLD_FREEZE_TIME: Duration = Duration::from_millis(100);
+/// A task's flag (include/linux/sched.h).
+const PF_KTHREAD: u32 = 0x0020_0000;
 
 /// How long the kernel may take to end killed processes that have nothing to do.
 const EMPTY_TIMEOUT: Duration = Duration::from_millis(500);
@@ -166,7 +170,26 @@ impl Cgroup {
         let (value, wanted) = if frozen { ("1", "frozen 1") } else { ("0", "frozen 0") };
         let events = File::open(self.path.join("cgroup.events")).map_err(failed)?;
         write(&self.path.join("cgroup.freeze"), value).map_err(failed)?;
+        if frozen && self.has_kernel_thread() {
+            // Such a thread counts and is never frozen, so the kernel does not say that all others are.
+            let _ = wait_for(&events, wanted, UNTOLD_FREEZE_TIME);
+            return Ok(());
+        }
         wait_for(&events, wanted, FREEZE_TIMEOUT).map_err(failed)
+    }
+
+    /// Whether a thread of the kernel is in the cgroup: before Linux 6.14 KVM puts the one there that recovers huge pages
+    /// (`kvm-nx-lpage-recovery`).
+    fn has_kernel_thread(&self) -> bool {
+        let processes = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
+        processes.lines().any(|pid| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            // The name, in parentheses, may hold anything; the flags are the seventh field after it (proc_pid_stat(5)).
+            let flags = stat
+                .rsplit_once(')')
+                .and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u32>().ok());
+            flags.is_some_and(|flags| flags & PF_KTHREAD != 0)
+        })
     }
 
     /// Has the cgroups above hand these controllers down. One that cannot, because a process is in it or it has not got the
